@@ -1,0 +1,163 @@
+"""Documents: what every data set, real or generated, turns into before tokenisation.
+
+Three small value types, all host-side NumPy:
+
+* `Sample`: one question about some media, with its answer and where it came from.
+* `Episode`: a query `Sample` with the `support` samples (the shots) shown before it.
+* `Document`: an ordered list of `Text` and `Media` segments; few-shot prompts, captions,
+  interleaved textbook pages and instruction turns are all documents.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+IMAGE, VOLUME, SIGNAL = "image", "volume", "signal"
+# Array rank of one item of each media kind: (H, W, C), (D, H, W, C), (T, C).
+MEDIA_RANKS = {IMAGE: 3, VOLUME: 4, SIGNAL: 2}
+
+IMAGE_TOKEN = "<image>"  # marks where a media item stands, of whatever kind
+END_OF_CHUNK = "<|endofchunk|>"  # closes one question-answer pair (OpenFlamingo's name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """A run of text. `loss`: whether the model is trained to produce it."""
+
+  text: str
+  loss: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Media:
+  """One image (H, W, C), volume (D, H, W, C) or signal (T, C).
+
+  `array` is uint8 in [0, 255] or float32 in [0, 1]; the vision tower normalises further.
+
+  Raises:
+    ValueError: if `kind` is unknown or the array's rank or dtype does not fit it.
+  """
+
+  array: np.ndarray
+  kind: str = IMAGE
+
+  def __post_init__(self):
+    if self.kind not in MEDIA_RANKS:
+      raise ValueError(f"unknown media kind {self.kind!r}; known: {', '.join(MEDIA_RANKS)}")
+    if self.array.ndim != MEDIA_RANKS[self.kind] or self.array.dtype not in (np.uint8, np.float32):
+      raise ValueError(
+        f"{self.kind} needs a uint8 or float32 array of rank {MEDIA_RANKS[self.kind]}, "
+        f"got {self.array.dtype} of shape {self.array.shape}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where a sample came from; written beside every prediction."""
+
+  dataset: str
+  version: str
+  split: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+  """Segments in reading order."""
+
+  segments: tuple[Text | Media, ...]
+  source: Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """One question about `media` and its answer.
+
+  `group` names what must not straddle a split or a support set (a patient, a case);
+  `choices` are the allowed answers where the question is closed; `meta` holds any other
+  keys of the record, by which results can be sliced.
+  """
+
+  id: str
+  media: tuple[Media, ...]
+  question: str
+  answer: str
+  source: Source
+  task: str = "vqa"
+  choices: tuple[str, ...] = ()
+  group: str = ""
+  meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+  """A query and the support samples shown before it, first to last."""
+
+  query: Sample
+  support: tuple[Sample, ...] = ()
+
+
+class SampleSource(Protocol):
+  """Random access to samples; `groups[i]` is known without decoding sample i."""
+
+  groups: Sequence[str]
+
+  def __len__(self) -> int: ...
+  def __getitem__(self, index: int) -> Sample: ...
+
+
+class Dataset(Protocol):
+  """A named, versioned collection of tasks."""
+
+  name: str
+  version: str
+  tasks: tuple[str, ...]
+
+  def episodes(
+    self, task: str, split: str, num_shots: int | tuple[int, int], num_episodes: int | None = None
+  ) -> Sequence[Episode]:
+    """Random access to episodes, deterministic in (data set, its seed, task, split, index).
+
+    `num_shots` is the number of support samples, or an inclusive range to draw from.
+    `num_episodes` None means all there are: the length of a finite split, or the largest
+    index of a generator. Support samples never share the query's group.
+    """
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """How an episode reads as text; `{question}` and `{answer}` are filled per sample.
+
+  The media of a sample come first, then `question`, then `answer`, then `end`. The default
+  is Med-Flamingo's prompt (snap-stanford/med-flamingo, demo) without its instruction.
+  """
+
+  instruction: str = ""
+  question: str = "Question: {question} Answer:"
+  answer: str = " {answer}"
+  end: str = END_OF_CHUNK
+
+  def question_text(self, sample: Sample) -> str:
+    return self.question.format(question=sample.question)
+
+  def answer_text(self, sample: Sample) -> str:
+    return self.answer.format(answer=sample.answer) + self.end
+
+
+def episode_document(episode: Episode, prompt: Prompt, *, with_answer: bool = True) -> Document:
+  """Lays an episode out as one interleaved document.
+
+  With `with_answer` (training, perplexity) every answer, of shots and query alike, carries
+  loss, as in Flamingo's interleaved objective. Without it (generation) the document ends
+  where the model has to continue, and nothing carries loss.
+  """
+  segments: list[Text | Media] = [Text(prompt.instruction)] if prompt.instruction else []
+  for sample in episode.support:
+    segments += [*sample.media, Text(prompt.question_text(sample))]
+    segments.append(Text(prompt.answer_text(sample), loss=with_answer))
+  segments += [*episode.query.media, Text(prompt.question_text(episode.query))]
+  if with_answer:
+    segments.append(Text(prompt.answer_text(episode.query), loss=True))
+  return Document(tuple(segments), episode.query.source)
