@@ -1,0 +1,62 @@
+"""Packaging. Tool settings live in pyproject.toml."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+INSTALL_REQUIRES = [
+  "absl-py>=2.1",  # flags of medflax.main, logging
+  "flax>=0.12",  # linen modules; first to support jax 0.10
+  "grain>=0.2.16",  # the input pipeline, whose iterator is part of a checkpoint
+  "jax>=0.10",  # the last release line that still serves Python 3.11
+  "jaxtyping>=0.3",  # array annotations, checked while testing
+  "ml-collections>=1.1",  # config trees with command-line overrides
+  "nibabel>=5.3",  # NIfTI volumes; first to support NumPy 2
+  "numpy>=2.0",
+  "optax>=0.2.6",  # optimisers, schedules
+  "orbax-checkpoint>=0.11.25",  # atomic, asynchronous checkpoints
+  "pillow>=11",  # PNG and JPEG
+  "pydicom>=3.0",  # DICOM; 3.0 has the pixel API that is used
+  "tensorboardX>=2.6.2",  # TensorBoard events without TensorFlow
+  "tokenizers>=0.21",  # byte-level BPE, the shipped tokenizer
+  "tqdm>=4.66",  # the progress bar
+  "transformers>=5.0",  # tokenizer folders and image processors; never its models, so no torch
+]
+
+EXTRAS_REQUIRE = {
+  "test": [
+    "beartype>=0.20",  # checks the jaxtyping annotations
+    "hypothesis>=6.100",
+    "pytest>=8.3",
+    "pytest-timeout>=2.3",
+  ],
+  "dev": [
+    "pre-commit>=4.0",
+    "pyright[nodejs]>=1.1.400",  # with its own node: nothing to install by hand
+    "ruff>=0.9",
+  ],
+  "tpu": ["jax[tpu]>=0.10"],
+  "cuda": ["jax[cuda13]>=0.10"],
+  "apps": ["gradio>=5.0"],
+}
+
+setup(
+  name="medflax",
+  version="0.1.0",
+  description="Few-shot medical vision-language models in JAX and Flax",
+  long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["medflax", "medflax.*"]),
+  package_data={"medflax": ["**/*.json", "**/*.html", "**/*.css"]},
+  install_requires=INSTALL_REQUIRES,
+  extras_require=EXTRAS_REQUIRE,
+  classifiers=[
+    "Development Status :: 3 - Alpha",
+    "Intended Audience :: Science/Research",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+  ],
+)
