@@ -1,0 +1,1 @@
+"""Metrics: host-side NumPy and text, no jax."""
