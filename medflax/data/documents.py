@@ -4,8 +4,8 @@ Three small value types, all host-side NumPy:
 
 * `Sample`: one question about some media, with its answer and where it came from.
 * `Episode`: a query `Sample` with the `support` samples (the shots) shown before it.
-* `Document`: an ordered list of `Text` and `Media` segments; few-shot prompts, captions,
-  interleaved textbook pages and instruction turns are all documents.
+* `Document`: an ordered list of `Text`, `Special` and `Media` segments; few-shot prompts,
+  captions, interleaved textbook pages and instruction turns are all documents.
 """
 
 import dataclasses
@@ -24,9 +24,20 @@ END_OF_CHUNK = "<|endofchunk|>"  # closes one question-answer pair (OpenFlamingo
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """A run of text. `loss`: whether the model is trained to produce it."""
+  """A run of plain text: a special token's name in it is spelt out, never taken as that token.
+
+  `loss`: whether the model is trained to produce it.
+  """
 
   text: str
+  loss: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Special:
+  """One special token, by name; only code puts it there, so users' text cannot forge it."""
+
+  token: str
   loss: bool = False
 
 
@@ -66,7 +77,7 @@ class Source:
 class Document:
   """Segments in reading order."""
 
-  segments: tuple[Text | Media, ...]
+  segments: tuple[Text | Special | Media, ...]
   source: Source
 
 
@@ -130,8 +141,9 @@ class Dataset(Protocol):
 class Prompt:
   """How an episode reads as text; `{question}` and `{answer}` are filled per sample.
 
-  The media of a sample come first, then `question`, then `answer`, then `end`. The default
-  is Med-Flamingo's prompt (snap-stanford/med-flamingo, demo) without its instruction.
+  The media of a sample come first, then `question`, then `answer`, then the special token
+  named `end` ("": none). The default is Med-Flamingo's prompt (snap-stanford/med-flamingo,
+  demo) without its instruction.
   """
 
   instruction: str = ""
@@ -143,7 +155,11 @@ class Prompt:
     return self.question.format(question=sample.question)
 
   def answer_text(self, sample: Sample) -> str:
-    return self.answer.format(answer=sample.answer) + self.end
+    return self.answer.format(answer=sample.answer)
+
+  def answer_segments(self, sample: Sample, loss: bool) -> list[Text | Special]:
+    text = Text(self.answer_text(sample), loss)
+    return [text, Special(self.end, loss)] if self.end else [text]
 
 
 def episode_document(episode: Episode, prompt: Prompt, *, with_answer: bool = True) -> Document:
@@ -153,11 +169,13 @@ def episode_document(episode: Episode, prompt: Prompt, *, with_answer: bool = Tr
   loss, as in Flamingo's interleaved objective. Without it (generation) the document ends
   where the model has to continue, and nothing carries loss.
   """
-  segments: list[Text | Media] = [Text(prompt.instruction)] if prompt.instruction else []
+  segments: list[Text | Special | Media] = []
+  if prompt.instruction:
+    segments.append(Text(prompt.instruction))
   for sample in episode.support:
     segments += [*sample.media, Text(prompt.question_text(sample))]
-    segments.append(Text(prompt.answer_text(sample), loss=with_answer))
+    segments += prompt.answer_segments(sample, loss=with_answer)
   segments += [*episode.query.media, Text(prompt.question_text(episode.query))]
   if with_answer:
-    segments.append(Text(prompt.answer_text(episode.query), loss=True))
+    segments += prompt.answer_segments(episode.query, loss=True)
   return Document(tuple(segments), episode.query.source)
