@@ -1,0 +1,132 @@
+"""Layers shared by towers, connectors, fusions and language models.
+
+Every weight dimension carries a logical axis name; `medflax.parallel.sharding` maps the names
+to mesh axes. Weights are float32, computation happens in `dtype`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Dtype = Any
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
+  "silu": jax.nn.silu,
+}
+
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+  "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
+  """Wraps a block so that its activations are recomputed by the named policy ("none": kept)."""
+  if REMAT_POLICIES[policy] is None:
+    return block
+  return nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[policy])
+
+
+def param_init(init: jax.nn.initializers.Initializer, *axes: str | None):
+  """`init` with logical axis names attached to the parameter it makes."""
+  return nn.with_logical_partitioning(init, axes)
+
+
+def dense(
+  features: int | Sequence[int],
+  axes: Sequence[str],
+  *,
+  name: str,
+  num_inputs: int = 1,
+  use_bias: bool = False,
+  dtype: Dtype = jnp.float32,
+) -> nn.DenseGeneral:
+  """A linear map over the last `num_inputs` axes with named weight axes.
+
+  Args:
+    features: output shape.
+    axes: a logical name for each kernel dimension, inputs first.
+  """
+  return nn.DenseGeneral(
+    features,
+    axis=tuple(range(-num_inputs, 0)),
+    use_bias=use_bias,
+    dtype=dtype,
+    kernel_init=param_init(nn.initializers.lecun_normal(), *axes),
+    bias_init=param_init(nn.initializers.zeros, *axes[num_inputs:]),
+    name=name,
+  )
+
+
+def layer_norm(*, name: str, epsilon: float = 1e-5, dtype: Dtype = jnp.float32) -> nn.LayerNorm:
+  """LayerNorm with scale and bias; statistics in float32."""
+  return nn.LayerNorm(
+    epsilon=epsilon,
+    dtype=dtype,
+    scale_init=param_init(nn.initializers.ones, "norm"),
+    bias_init=param_init(nn.initializers.zeros, "norm"),
+    name=name,
+  )
+
+
+def rms_norm(*, name: str, epsilon: float, dtype: Dtype = jnp.float32) -> nn.RMSNorm:
+  """RMSNorm (Zhang & Sennrich 2019) with scale; statistics in float32."""
+  return nn.RMSNorm(
+    epsilon=epsilon, dtype=dtype, scale_init=param_init(nn.initializers.ones, "norm"), name=name
+  )
+
+
+class MLP(nn.Module):
+  """Linear → activation → linear."""
+
+  hidden: int
+  activation: str
+  use_bias: bool
+  dtype: Dtype = jnp.float32
+  axis: str = "embed"
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    options = dict(use_bias=self.use_bias, dtype=self.dtype)
+    y = dense(self.hidden, (self.axis, "mlp"), name="wi", **options)(x)
+    y = ACTIVATIONS[self.activation](y)
+    return dense(x.shape[-1], ("mlp", self.axis), name="wo", **options)(y)
+
+
+class GatedMLP(nn.Module):
+  """SwiGLU and its relatives: `down(activation(gate(x)) * up(x))` (Shazeer 2020)."""
+
+  hidden: int
+  activation: str = "silu"
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    gate = dense(self.hidden, ("embed", "mlp"), name="gate", dtype=self.dtype)(x)
+    up = dense(self.hidden, ("embed", "mlp"), name="up", dtype=self.dtype)(x)
+    y = ACTIVATIONS[self.activation](gate) * up
+    return dense(x.shape[-1], ("mlp", "embed"), name="down", dtype=self.dtype)(y)
+
+
+def rotary(
+  x: Float[Array, "b t heads head_dim"], positions: Int[Array, "b t"], theta: float
+) -> Float[Array, "b t heads head_dim"]:
+  """Rotary position embedding in the rotate-half layout (Su et al. 2021; Hugging Face LLaMA).
+
+  Angles are float32 whatever the compute dtype: bfloat16 positions are wrong beyond 256.
+  """
+  half = x.shape[-1] // 2
+  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = positions[..., None].astype(jnp.float32) * frequency
+  sin, cos = jnp.sin(angle)[:, :, None], jnp.cos(angle)[:, :, None]
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  out = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return out.astype(x.dtype)

@@ -1,0 +1,1 @@
+"""Parts of the model family; see `medflax.models`."""

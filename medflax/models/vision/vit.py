@@ -1,0 +1,131 @@
+"""Vision Transformer over patches of any number of dimensions.
+
+One stack of blocks serves images (2D), volumes (3D) and signals (1D); each media kind has its
+own patch projection and position table, so 2D and 3D inputs can stand in one batch.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from medflax.models import layers
+from medflax.models.attention import dot_product_attention
+
+
+def patchify(x: Float[Array, "b *size c"], patch: Sequence[int]) -> Float[Array, "b patches p"]:
+  """Cuts an N-dimensional grid into non-overlapping patches, row-major, channels last.
+
+  Raises:
+    ValueError: if a side is not a multiple of the patch's.
+  """
+  batch, *size, channels = x.shape
+  if len(size) != len(patch) or any(s % p for s, p in zip(size, patch, strict=True)):
+    raise ValueError(f"input of size {tuple(size)} does not divide into patches of {tuple(patch)}")
+  grid = [s // p for s, p in zip(size, patch, strict=True)]
+  n = len(grid)
+  x = x.reshape(batch, *(d for pair in zip(grid, patch, strict=True) for d in pair), channels)
+  x = x.transpose(0, *range(1, 2 * n, 2), *range(2, 2 * n + 1, 2), 2 * n + 1)
+  return x.reshape(batch, math.prod(grid), math.prod(patch) * channels)
+
+
+class ViTBlock(nn.Module):
+  """Pre-norm Transformer encoder block with biases (Dosovitskiy et al. 2021)."""
+
+  heads: int
+  mlp_width: int
+  activation: str
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t d"], _: None) -> tuple[Float[Array, "b t d"], None]:
+    width = x.shape[-1]
+    shape, axes = (self.heads, width // self.heads), ("vision_embed", "heads", "head_dim")
+    y = layers.layer_norm(name="attn_norm", dtype=self.dtype)(x)
+    query, key, value = (
+      layers.dense(shape, axes, name=name, use_bias=True, dtype=self.dtype)(y)
+      for name in ("query", "key", "value")
+    )
+    y = dot_product_attention(query, key, value)
+    x = x + layers.dense(
+      width, (*axes[1:], axes[0]), name="out", num_inputs=2, use_bias=True, dtype=self.dtype
+    )(y)
+    y = layers.layer_norm(name="mlp_norm", dtype=self.dtype)(x)
+    mlp = layers.MLP(
+      self.mlp_width, self.activation, use_bias=True, dtype=self.dtype, axis="vision_embed", name="mlp"
+    )
+    return x + mlp(y), None
+
+
+class ViT(nn.Module):
+  """Patch tokens of a batch of media, class token dropped.
+
+  Attributes:
+    inputs: for each media kind `{"size": (…), "patch": (…), "channels": c}`.
+    mlp_width: hidden width of each block's MLP.
+    class_token: whether a learned token joins the patches (CLIP); dropped from the output.
+    pre_norm: LayerNorm before the first block (CLIP's `ln_pre`).
+    final_norm: LayerNorm after the last block. OpenFlamingo's towers go without.
+    mean, std: per-channel statistics taken off inputs in [0, 1].
+    remat: a name in `layers.REMAT_POLICIES`.
+  """
+
+  width: int
+  depth: int
+  heads: int
+  mlp_width: int
+  inputs: Mapping[str, Mapping[str, Any]]
+  activation: str = "gelu"
+  class_token: bool = False
+  pre_norm: bool = False
+  final_norm: bool = True
+  mean: Sequence[float] = (0.5,)
+  std: Sequence[float] = (0.5,)
+  remat: str = "none"
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, media: Float[Array, "b *size c"] | UInt8[Array, "b *size c"], kind: str
+  ) -> Float[Array, "b patches {self.width}"]:
+    """Encodes media of one `kind`; uint8 inputs are taken as [0, 255], floats as [0, 1].
+
+    Raises:
+      ValueError: if the media's shape is not the one configured for its kind.
+    """
+    spec = self.inputs[kind]
+    expected = (*spec["size"], spec["channels"])
+    if media.shape[1:] != expected:
+      raise ValueError(f"{kind} of shape {media.shape[1:]}; model.tower.inputs says {expected}")
+    x = media.astype(jnp.float32) / (255.0 if media.dtype == jnp.uint8 else 1.0)
+    x = ((x - jnp.asarray(self.mean)) / jnp.asarray(self.std)).astype(self.dtype)
+    x = patchify(x, spec["patch"])
+    x = layers.dense(
+      self.width, ("patch", "vision_embed"), name=f"patch_{kind}", dtype=self.dtype
+    )(x)
+    small = nn.initializers.normal(0.02)
+    if self.class_token:
+      token = self.param("class_token", layers.param_init(small, "vision_embed"), (self.width,))
+      token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width))
+      x = jnp.concatenate([token, x], axis=1)
+    table = self.param(
+      f"position_{kind}", layers.param_init(small, "pos", "vision_embed"), x.shape[1:]
+    )
+    x = x + table.astype(self.dtype)
+    if self.pre_norm:
+      x = layers.layer_norm(name="pre_norm", dtype=self.dtype)(x)
+    blocks = nn.scan(
+      layers.remat(ViTBlock, self.remat),
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=nn.broadcast,
+      length=self.depth,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    x, _ = blocks(self.heads, self.mlp_width, self.activation, self.dtype, name="blocks")(x, None)
+    if self.final_norm:
+      x = layers.layer_norm(name="final_norm", dtype=self.dtype)(x)
+    return x[:, 1:] if self.class_token else x
