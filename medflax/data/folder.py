@@ -1,0 +1,223 @@
+"""Your own images: a folder with a `manifest.jsonl` as a `Dataset`. See docs/data.md."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import tqdm
+
+from medflax.data.documents import IMAGE, VOLUME, Media, Sample, Source
+from medflax.data.manifest import SPLITS, BadRow, Row, assign_splits, group_rows, parse_manifest
+from medflax.data.readers import read_media
+from medflax.data.support import PoolEpisodes
+from medflax.utils import UserError, nearest
+
+CACHE_BYTES = 2**30  # all media of a data set stay decoded in memory up to this size
+ALL_TASKS = "vqa"
+# Training comes back to a row with new support samples, so it is a generator in all but name.
+TRAIN_PASSES = 1000
+_ON_BAD_SAMPLE = ("raise", "skip")
+
+
+class FolderDataset:
+  """Questions about the images and volumes of a folder, listed in its manifest.
+
+  Everything is checked here, before anything is trained: every row, and every file by decoding it.
+  Decoded media of up to `CACHE_BYTES` in all are kept; beyond that they are read when needed.
+
+  Attributes:
+    name: the folder's name.
+    version: a hash of the manifest.
+    tasks: "vqa" (all rows), then the distinct values of the rows' `task`.
+    skipped: rows left out by `on_bad_sample="skip"`: dicts of `line`, `id` and `reason`.
+  """
+
+  def __init__(
+    self,
+    root: str | os.PathLike,
+    image_size: Sequence[int],
+    volume_size: Sequence[int],
+    *,
+    on_bad_sample: str = "raise",
+    seed: int = 0,
+    manifest: str = "manifest.jsonl",
+  ):
+    """Reads and checks the folder.
+
+    Args:
+      root: the folder; media paths in the manifest are relative to it.
+      image_size: (H, W) that images are fitted to.
+      volume_size: (D, H, W) that volumes are fitted to.
+      on_bad_sample: "raise" an error at the first bad row, or "skip" bad rows and list them.
+      seed: decides the order of episodes and their support samples, not the splits.
+      manifest: name of the manifest in `root`.
+
+    Raises:
+      UserError: naming the manifest's line, what is wrong and what to do about it.
+    """
+    if on_bad_sample not in _ON_BAD_SAMPLE:
+      raise UserError(
+        f"data.on_bad_sample is {on_bad_sample!r}{nearest(on_bad_sample, _ON_BAD_SAMPLE)}"
+      )
+    self._root = pathlib.Path(root)
+    self._sizes = {IMAGE: tuple(image_size), VOLUME: tuple(volume_size)}
+    self._seed = seed
+    content = _read_manifest(root, manifest)
+    rows, bad = parse_manifest(content, self._root)
+    self._cache: dict[tuple[str, str], Media] = {}
+    if not bad or on_bad_sample == "skip":
+      rows, undecodable = self._decode(rows)
+      bad = sorted([*bad, *undecodable], key=lambda row: row.line)
+    if bad and on_bad_sample == "raise":
+      more = f" ({len(bad) - 1} more bad rows)" if len(bad) > 1 else ""
+      raise UserError(
+        f"{manifest} line {bad[0].line}: {bad[0].reason}{more}; "
+        "data.on_bad_sample=skip leaves such rows out"
+      )
+    if not rows:
+      first = f", the first (line {bad[0].line}): {bad[0].reason}" if bad else "; add some"
+      raise UserError(f"{self._root / manifest} has no usable row{first}")
+    try:
+      groups = group_rows(rows)
+      splits = assign_splits(rows, groups)
+    except UserError as error:
+      raise UserError(f"{manifest}: {error}") from None
+    self._rows = [
+      dataclasses.replace(row, group=group, split=split)
+      for row, group, split in zip(rows, groups, splits, strict=True)
+    ]
+    self.name = self._root.resolve().name
+    self.version = hashlib.sha256(content).hexdigest()[:12]
+    self.tasks = (ALL_TASKS, *sorted({row.task for row in self._rows} - {"", ALL_TASKS}))
+    self.skipped: list[dict[str, Any]] = [dataclasses.asdict(row) for row in bad]
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Data workers read files themselves rather than receive a copy of the cache each."""
+    return self.__dict__ | {"_cache": {}}
+
+  def samples(self, task: str, split: str) -> "FolderSamples":
+    """Random access to the rows of a task and split, in the manifest's order.
+
+    Raises:
+      UserError: if there is no such task or split, or it has no rows.
+    """
+    if task not in self.tasks:
+      raise UserError(f"data set {self.name!r} has no task {task!r}{nearest(task, self.tasks)}")
+    if split not in SPLITS:
+      raise UserError(f"data set {self.name!r} has no split {split!r}{nearest(split, SPLITS)}")
+    rows = [row for row in self._rows if row.split == split and task in (ALL_TASKS, row.task)]
+    if not rows:
+      sizes = collections.Counter(row.split for row in self._rows)
+      have = ", ".join(f"{sizes[split]} {split}" for split in SPLITS)
+      raise UserError(
+        f"data set {self.name!r} has no rows of task {task!r} in split {split!r} ({have} in all); "
+        "add some or choose another split"
+      )
+    return FolderSamples(self, rows)
+
+  def episodes(
+    self, task: str, split: str, num_shots: int | tuple[int, int], num_episodes: int | None = None
+  ) -> PoolEpisodes:
+    """Queries of one split with support samples from the training split.
+
+    Outside the training split no query comes twice, so `num_episodes` above the number of rows
+    means all of them; training goes over its rows again and again with new support samples.
+
+    Raises:
+      UserError: as `samples`, or if the training split is too small for `num_shots`.
+    """
+    queries = self.samples(task, split)
+    most = len(queries) * (TRAIN_PASSES if split == "train" else 1)
+    return PoolEpisodes(
+      queries,
+      self.samples(ALL_TASKS, "train") if num_shots != 0 else queries,
+      num_shots if isinstance(num_shots, int) else (num_shots[0], num_shots[1]),
+      seed=(self._seed, SPLITS.index(split)),
+      num_episodes=most if num_episodes is None else min(num_episodes, most),
+    )
+
+  def sample(self, row: Row) -> Sample:
+    """Decodes a row."""
+    return Sample(
+      id=row.id,
+      media=tuple(self._media(kind, path) for kind, path in row.media),
+      question=row.question,
+      answer=row.answer,
+      source=Source(self.name, self.version, row.split),
+      task=row.task or ALL_TASKS,
+      choices=row.choices,
+      group=row.group,
+      meta=row.meta,
+    )
+
+  def _media(self, kind: str, path: str) -> Media:
+    return self._cache.get((kind, path)) or self._read(kind, path)
+
+  def _read(self, kind: str, path: str) -> Media:
+    return read_media(self._root / path, kind, self._sizes[kind], name=path)
+
+  def _decode(self, rows: Sequence[Row]) -> tuple[list[Row], list[BadRow]]:
+    """Decodes every file once: the rows that can be used and those that cannot."""
+    files = sorted({media for row in rows for media in row.media})
+    channels = {IMAGE: 3, VOLUME: 1}
+    size = sum(math.prod(self._sizes[kind]) * channels[kind] for kind, _ in files)
+
+    def decode(file: tuple[str, str]) -> str:
+      try:
+        media = self._read(*file)
+      except UserError as error:
+        return str(error)
+      if size <= CACHE_BYTES:
+        self._cache[file] = media
+      return ""
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      reasons = list(
+        tqdm.tqdm(pool.map(decode, files), "checking files", len(files), disable=None, leave=False)
+      )
+    broken = {file: reason for file, reason in zip(files, reasons, strict=True) if reason}
+    bad = [
+      BadRow(row.line, row.id, next(broken[media] for media in row.media if media in broken))
+      for row in rows
+      if not broken.keys().isdisjoint(row.media)
+    ]
+    return [row for row in rows if broken.keys().isdisjoint(row.media)], bad
+
+
+class FolderSamples:
+  """Some rows of a `FolderDataset` as a `PoolSource`.
+
+  Attributes:
+    groups: the rows' groups.
+    topics: the rows' tasks, or the question itself where a row has none.
+  """
+
+  def __init__(self, dataset: FolderDataset, rows: Sequence[Row]):
+    self._dataset, self._rows = dataset, rows
+    self.groups: Sequence[str] = [row.group for row in rows]
+    self.topics: Sequence[str] = [row.task or row.question for row in rows]
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, index: int) -> Sample:
+    return self._dataset.sample(self._rows[index])
+
+
+def _read_manifest(root: str | os.PathLike, manifest: str) -> bytes:
+  if not os.fspath(root):
+    raise UserError("data=folder needs the folder: --config.data.root=DIR")
+  if not pathlib.Path(root).is_dir():
+    raise UserError(f"data folder {str(root)!r} does not exist; correct --config.data.root")
+  try:
+    return (pathlib.Path(root) / manifest).read_bytes()
+  except OSError as error:
+    raise UserError(
+      f"data folder {str(root)!r} has no readable {manifest} ({error.strerror}); see docs/data.md"
+    ) from None

@@ -1,0 +1,109 @@
+"""Few-shot episodes from a pool of real samples."""
+
+import collections
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+from medflax.data.documents import Episode, SampleSource
+from medflax.utils import UserError
+
+
+class PoolSource(SampleSource, Protocol):
+  """Samples whose keys are known without decoding them.
+
+  Attributes:
+    groups: what may not be shared between a query and its support; never empty.
+    topics: what is asked; support samples of the query's own topic are preferred.
+  """
+
+  groups: Sequence[str]
+  topics: Sequence[str]
+
+
+class PoolEpisodes(Sequence[Episode]):
+  """Each query with support samples drawn from a pool.
+
+  Support samples never share the query's group, so they never are the query. Those of its topic
+  come first, then, within a topic, those of groups not drawn yet; among equals the draw is
+  uniform, and so is the order they are shown in. Episode i depends on (seed, i) and nothing else.
+
+  Queries come in an order shuffled by the seed, the same for every number of shots: a shorter
+  sequence is a fair subset, and scores at several numbers of shots are paired. Beyond the last
+  query the sequence starts over, with other support samples.
+
+  Raises:
+    UserError: if some query finds fewer eligible samples in the pool than it may need.
+  """
+
+  def __init__(
+    self,
+    queries: PoolSource,
+    pool: PoolSource,
+    num_shots: int | tuple[int, int],
+    *,
+    seed: Sequence[int],
+    num_episodes: int | None = None,
+  ):
+    self._low, self._high = (num_shots,) * 2 if isinstance(num_shots, int) else num_shots
+    if not 0 <= self._low <= self._high:
+      raise UserError(f"num_shots is {num_shots}; it must be a number ≥ 0 or a range (low, high)")
+    self._queries, self._pool, self._seed = queries, pool, tuple(seed)
+    self._length = len(queries) if num_episodes is None else num_episodes
+    self._order = np.random.default_rng(self._seed).permutation(len(queries))
+    _, (self._query_groups, self._groups) = _codes(queries.groups, pool.groups)
+    num_topics, (self._query_topics, topics) = _codes(queries.topics, pool.topics)
+    self._by_topic = [np.flatnonzero(topics == topic) for topic in range(num_topics)]
+    self._check_pool()
+
+  def _check_pool(self):
+    members = collections.Counter(self._groups.tolist())
+    for group in np.unique(self._query_groups).tolist():
+      eligible = len(self._pool) - members[group]
+      if eligible < self._high:
+        raise UserError(
+          f"{self._high} shots need as many samples outside the query's group, and the pool holds "
+          f"{eligible} for group {self._queries.groups[self._query_groups.tolist().index(group)]!r}"
+          f" ({len(self._pool)} in all); lower num_shots or add training samples"
+        )
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, index: int) -> Episode:
+    if not 0 <= index < self._length:
+      raise IndexError(f"episode {index} of {self._length}")
+    query = int(self._order[index % len(self._order)])
+    support = tuple(self._pool[i] for i in self.support_indices(index, query))
+    return Episode(self._queries[query], support)
+
+  def support_indices(self, index: int, query: int) -> list[int]:
+    """Positions in the pool of episode `index`'s support samples, in the order shown."""
+    rng = np.random.default_rng((*self._seed, index))
+    count = int(rng.integers(self._low, self._high + 1))
+    same_topic = self._by_topic[self._query_topics[query]]
+    chosen = self._draw(rng, same_topic, query, count)
+    if len(chosen) < count:
+      others = np.setdiff1d(np.arange(len(self._pool)), same_topic)
+      chosen = np.concatenate([chosen, self._draw(rng, others, query, count - len(chosen))])
+    return rng.permutation(chosen).tolist()
+
+  def _draw(
+    self, rng: np.random.Generator, candidates: Int[np.ndarray, " n"], query: int, count: int
+  ) -> Int[np.ndarray, " m"]:
+    """Up to `count` of `candidates` outside the query's group, new groups first."""
+    shuffled = rng.permutation(candidates)
+    shuffled = shuffled[self._groups[shuffled] != self._query_groups[query]]
+    _, first = np.unique(self._groups[shuffled], return_index=True)
+    repeats = np.ones(len(shuffled), bool)
+    repeats[first] = False
+    return shuffled[np.argsort(repeats, kind="stable")][:count]
+
+
+def _codes(*columns: Sequence[str]) -> tuple[int, list[Int[np.ndarray, " n"]]]:
+  """Strings as integers, shared between columns: how many there are, and the columns."""
+  codes: dict[str, int] = {}
+  coded = [np.array([codes.setdefault(x, len(codes)) for x in column], int) for column in columns]
+  return len(codes), coded
