@@ -1,0 +1,51 @@
+"""Making a folder data set: used by the scripts in examples/, and by yours."""
+
+import collections
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from medflax.data.manifest import SPLITS
+from medflax.utils import UserError, write_atomic
+
+
+def start_folder(source: str | os.PathLike, target: str | os.PathLike) -> pathlib.Path:
+  """Makes the folder `target` for data derived from `source`.
+
+  Raises:
+    UserError: if `source` is no folder, `target` lies inside it or already holds something.
+  """
+  source, target = pathlib.Path(source).resolve(), pathlib.Path(target).resolve()
+  if not source.is_dir():
+    raise UserError(f"{str(source)!r} is no folder; download the data set first")
+  if target.is_relative_to(source):
+    raise UserError(f"{str(target)!r} lies inside the source, which stays as it is; choose another")
+  if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    raise UserError(f"{str(target)!r} is not an empty folder; choose another or remove it")
+  target.mkdir(parents=True, exist_ok=True)
+  return target
+
+
+def write_manifest(root: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> None:
+  """Writes `root`/manifest.jsonl, whole or not at all."""
+  lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+  write_atomic(root / "manifest.jsonl", "".join(lines))
+
+
+def answer_table(records: Sequence[Mapping[str, Any]]) -> str:
+  """How often each answer occurs, by task and split, with the majority answer's share."""
+  counts: dict[tuple[str, str], collections.Counter[str]] = {}
+  for record in records:
+    key = record["task"], record["split"]
+    counts.setdefault(key, collections.Counter())[record["answer"]] += 1
+  lines = [f"{'task':12} {'split':6} {'n':>5} {'majority':>8}  answers"]
+  for (task, split), answers in sorted(
+    counts.items(), key=lambda item: (item[0][0], SPLITS.index(item[0][1]))
+  ):
+    total = answers.total()
+    listed = ", ".join(f"{answer} {count}" for answer, count in sorted(answers.items()))
+    share = max(answers.values()) / total
+    lines.append(f"{task:12} {split:6} {total:5} {share:8.1%}  {listed}")
+  return "\n".join(lines)
