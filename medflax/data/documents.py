@@ -21,6 +21,10 @@ MEDIA_RANKS = {IMAGE: 3, VOLUME: 4, SIGNAL: 2}
 IMAGE_TOKEN = "<image>"  # marks where a media item stands, of whatever kind
 END_OF_CHUNK = "<|endofchunk|>"  # closes one question-answer pair (OpenFlamingo's name)
 
+# The length of an endless sequence of episodes, which comes in random order; training shuffles
+# a shorter one anew for every pass.
+ENDLESS = 2**31 - 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Text:
@@ -75,10 +79,11 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-  """Segments in reading order."""
+  """Segments in reading order; `id` names the document (its query sample) in messages."""
 
   segments: tuple[Text | Special | Media, ...]
   source: Source
+  id: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,4 +183,4 @@ def episode_document(episode: Episode, prompt: Prompt, *, with_answer: bool = Tr
   segments += [*episode.query.media, Text(prompt.question_text(episode.query))]
   if with_answer:
     segments += prompt.answer_segments(episode.query, loss=True)
-  return Document(tuple(segments), episode.query.source)
+  return Document(tuple(segments), episode.query.source, episode.query.id)

@@ -1,0 +1,17 @@
+"""Data: from samples to batches. Nothing here imports jax."""
+
+from collections.abc import Callable
+from typing import Any
+
+from medflax.data.documents import Dataset
+from medflax.data.folder import FolderDataset
+
+
+def _folder(data: Any, seed: int) -> Dataset:
+  return FolderDataset(
+    data.root, data.image_size, data.volume_size, on_bad_sample=data.on_bad_sample, seed=seed
+  )
+
+
+# config.data.source → the data set, from config.data and the seed.
+DATASETS: dict[str, Callable[[Any, int], Dataset]] = {"folder": _folder}

@@ -1,0 +1,299 @@
+"""Documents to token rows: media rules, encoding, truncation, and the batch dict.
+
+The batch contract is in docs/design.md; this module fills its keys.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypedDict
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32
+
+from medflax.data.documents import Document, Media, Special, Text
+from medflax.data.tokenizer import Tokenizer
+from medflax.utils import UserError
+
+MediaLinks = tuple[Int32[np.ndarray, " t"], Int32[np.ndarray, " t"]]
+
+
+def _prev_image(is_media: Bool[np.ndarray, " t"]) -> MediaLinks:
+  index = np.cumsum(is_media, dtype=np.int32)
+  return index, index
+
+
+def _next_image(is_media: Bool[np.ndarray, " t"]) -> MediaLinks:
+  index = np.cumsum(is_media, dtype=np.int32) + ~is_media
+  index = np.where(index > is_media.sum(), 0, index).astype(np.int32)
+  return index, index
+
+
+def _all_prev(is_media: Bool[np.ndarray, " t"]) -> MediaLinks:
+  index = np.cumsum(is_media, dtype=np.int32)
+  return index, (index > 0).astype(np.int32)
+
+
+# Which media a token of one document sees: `media_index` and `media_first`, ordinals from 1.
+# OpenFlamingo's `MaskedCrossAttention` (helpers.py): `_prev_image` is version 2's, `_next_image`
+# version 0.0.2's default, `_all_prev` is `only_attend_immediate_media=False`.
+MEDIA_RULES: dict[str, Callable[[Bool[np.ndarray, " t"]], MediaLinks]] = {
+  "prev_image": _prev_image,
+  "next_image": _next_image,
+  "all_prev": _all_prev,
+}
+
+
+class Encoded(TypedDict):
+  """One document as tokens; media ordinals count from 1 within the document.
+
+  `media` is in reading order. `dropped_chunks` and `cut_tokens` tell what truncation took.
+  """
+
+  tokens: Int32[np.ndarray, " t"]
+  loss_mask: Float32[np.ndarray, " t"]
+  media_index: Int32[np.ndarray, " t"]
+  media_first: Int32[np.ndarray, " t"]
+  media: list[Media]
+  dropped_chunks: int
+  cut_tokens: int
+
+
+# What a token is to the loss, to the media rule and to truncation.
+_TEXT, _TARGET, _MEDIA, _MARK = range(4)
+
+
+class _Chunk:
+  """Tokens of consecutive segments: one sample of a few-shot prompt, or what precedes them."""
+
+  def __init__(self):
+    self.tokens: list[int] = []
+    self.roles: list[int] = []
+    self.media: list[Media] = []
+
+  def add(self, token: int, role: int) -> None:
+    self.tokens.append(token)
+    self.roles.append(role)
+
+  def add_texts(self, texts: Sequence[Text], tokenizer: Tokenizer) -> None:
+    """Tokenises neighbouring texts as one string, as a language model's own training did.
+
+    A token that straddles two texts belongs to the one it ends in.
+    """
+    ids, ends = tokenizer.spans("".join(text.text for text in texts))
+    stops = np.cumsum([len(text.text) for text in texts])
+    roles = [_TARGET if text.loss else _TEXT for text in texts]
+    self.tokens += ids
+    self.roles += [roles[i] for i in np.searchsorted(stops, ends)]
+
+
+def _chunks(document: Document, tokenizer: Tokenizer) -> list[_Chunk]:
+  """The head (text before any media) and then one chunk for every run of media."""
+  chunks, texts = [_Chunk()], []
+  previous = None
+  for segment in (*document.segments, None):
+    if isinstance(segment, Text):
+      texts.append(segment)
+    else:
+      if texts:
+        chunks[-1].add_texts(texts, tokenizer)
+        texts = []
+      if isinstance(segment, Media):
+        if not isinstance(previous, Media):
+          chunks.append(_Chunk())
+        chunks[-1].add(tokenizer.image_id, _MEDIA)
+        chunks[-1].media.append(segment)
+      elif isinstance(segment, Special):
+        token = tokenizer.special_id(segment.token)
+        chunks[-1].add(token, _TARGET if segment.loss else _MARK)
+    previous = segment
+  return chunks
+
+
+def encode_document(
+  document: Document,
+  tokenizer: Tokenizer,
+  *,
+  media_rule: str,
+  max_tokens: int | None = None,
+  max_media: Mapping[str, int] | None = None,
+  bos: bool = True,
+) -> Encoded:
+  """Tokenises a document, one `<image>` token for every media item of whatever kind.
+
+  A document that exceeds `max_tokens` or, of some kind, `max_media` loses its earliest chunks
+  (media with the text up to the next media: a shot), never media without its text. If the last
+  chunk alone is too long, text that carries no loss is cut from the left: the instruction,
+  then the question, but no media, no special token and nothing to be learned.
+
+  Args:
+    document: what to encode.
+    tokenizer: from `load_tokenizer`.
+    media_rule: a key of `MEDIA_RULES`.
+    max_tokens, max_media: the bounds, media by kind; None: unbounded.
+    bos: whether to start with the tokenizer's `<bos>`, if it has one.
+
+  Raises:
+    UserError: naming the document, if it does not fit even so.
+  """
+  head, *chunks = _chunks(document, tokenizer)
+  if bos and tokenizer.bos_id is not None:
+    head.tokens.insert(0, tokenizer.bos_id)
+    head.roles.insert(0, _MARK)
+
+  total = len(chunks)
+  while len(chunks) > 1 and (
+    _excess_tokens([head, *chunks], max_tokens) > 0 or _excess_kind(chunks, max_media)
+  ):
+    chunks.pop(0)
+  if kind := _excess_kind(chunks, max_media):
+    raise UserError(
+      f"{_name(document)}: a sample has more than data.max_media.{kind} = "
+      f"{max_media.get(kind, 0)} media of kind {kind}; raise it"
+    )
+
+  kept = [head, *chunks]
+  tokens = np.array([token for chunk in kept for token in chunk.tokens], np.int32)
+  roles = np.array([role for chunk in kept for role in chunk.roles], np.int8)
+  excess = max(0, _excess_tokens(kept, max_tokens))
+  if excess:
+    cut = np.flatnonzero(roles == _TEXT)[:excess]
+    if len(cut) < excess:
+      raise UserError(
+        f"{_name(document)}: media and answer take {len(tokens) - len(cut)} tokens, more than "
+        f"data.max_tokens = {max_tokens}; raise it or shorten the answer"
+      )
+    tokens, roles = np.delete(tokens, cut), np.delete(roles, cut)
+
+  media_index, media_first = MEDIA_RULES[media_rule](roles == _MEDIA)
+  return Encoded(
+    tokens=tokens,
+    loss_mask=(roles == _TARGET).astype(np.float32),
+    media_index=media_index,
+    media_first=media_first,
+    media=[media for chunk in chunks for media in chunk.media],
+    dropped_chunks=total - len(chunks),
+    cut_tokens=excess,
+  )
+
+
+def _excess_tokens(chunks: Sequence[_Chunk], max_tokens: int | None) -> int:
+  return 0 if max_tokens is None else sum(len(chunk.tokens) for chunk in chunks) - max_tokens
+
+
+def _excess_kind(chunks: Sequence[_Chunk], max_media: Mapping[str, int] | None) -> str:
+  """A kind of which there is more than its bound, or ""."""
+  if max_media is None:
+    return ""
+  kinds = [media.kind for chunk in chunks for media in chunk.media]
+  return next((kind for kind in kinds if kinds.count(kind) > max_media.get(kind, 0)), "")
+
+
+def _name(document: Document) -> str:
+  source = document.source
+  return " ".join(part for part in (source.dataset, source.split, document.id) if part)
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShape:
+  """The fixed shapes of one row of a batch.
+
+  Attributes:
+    length: tokens.
+    media: for each kind the shape of its row, (slots, …item shape).
+  """
+
+  length: int
+  media: Mapping[str, tuple[int, ...]]
+
+
+Batch = dict[str, np.ndarray]
+
+
+def collate(
+  rows: Sequence[Sequence[Encoded]], shape: RowShape, pad_id: int, *, left_pad: bool = False
+) -> Batch:
+  """Lays rows of documents out as the batch of docs/design.md.
+
+  Documents follow one another; padding comes after them, or before them with `left_pad`. A row
+  may be empty. Media are uint8 unless one is float32; then all are, in [0, 1].
+
+  Raises:
+    ValueError: if a row's documents do not fit `shape`.
+    UserError: if a media item does not have the row's item shape.
+  """
+  text = {
+    key: np.zeros((len(rows), shape.length), dtype)
+    for key, dtype in (
+      ("tokens", np.int32),
+      ("loss_mask", np.float32),
+      ("positions", np.int32),
+      ("segment_ids", np.int32),
+      ("media_index", np.int32),
+      ("media_first", np.int32),
+    )
+  }
+  text["tokens"][:] = pad_id
+  placed: dict[str, list[tuple[int, int, int, np.ndarray]]] = {kind: [] for kind in shape.media}
+  for r, row in enumerate(rows):
+    start = shape.length - sum(len(document["tokens"]) for document in row) if left_pad else 0
+    slots, ordinal = dict.fromkeys(shape.media, 0), 0
+    for segment, document in enumerate(row, start=1):
+      stop = start + len(document["tokens"])
+      if start < 0 or stop > shape.length:
+        raise ValueError(f"row {r} has more than {shape.length} tokens")
+      here = np.s_[r, start:stop]
+      text["tokens"][here] = document["tokens"]
+      text["loss_mask"][here] = document["loss_mask"]
+      text["positions"][here] = np.arange(stop - start)
+      text["segment_ids"][here] = segment
+      for key in ("media_index", "media_first"):
+        links = document[key]
+        text[key][here] = np.where(links > 0, links + ordinal, 0)
+      for media in document["media"]:
+        ordinal += 1
+        if slots.get(media.kind, 0) >= shape.media.get(media.kind, (0,))[0]:
+          raise ValueError(f"row {r} has more {media.kind} media than slots")
+        placed[media.kind].append((r, slots[media.kind], ordinal, media.array))
+        slots[media.kind] += 1
+      start = stop
+  for kind, items in placed.items():
+    text |= _media_arrays(kind, items, (len(rows), *shape.media[kind]))
+  return text
+
+
+def _media_arrays(
+  kind: str, items: list[tuple[int, int, int, np.ndarray]], shape: tuple[int, ...]
+) -> Batch:
+  """`media/<kind>` and `media_ordinal/<kind>` from (row, slot, ordinal, array) items."""
+  floats = any(array.dtype == np.float32 for *_, array in items)
+  media = np.zeros(shape, np.float32 if floats else np.uint8)
+  ordinals = np.zeros(shape[:2], np.int32)
+  for row, slot, ordinal, array in items:
+    if array.shape != shape[2:]:
+      raise UserError(
+        f"{kind} of shape {array.shape} where the batch has {shape[2:]}; "
+        f"set data.{kind}_size to what the data set yields"
+      )
+    media[row, slot] = array / np.float32(255) if floats and array.dtype == np.uint8 else array
+    ordinals[row, slot] = ordinal
+  return {f"media/{kind}": media, f"media_ordinal/{kind}": ordinals}
+
+
+def left_pad_batch(
+  encodeds: Sequence[Encoded], pad_id: int, length: int, max_media: Mapping[str, int]
+) -> Batch:
+  """A batch of prompts for generation: one document a row, padding on the left.
+
+  Args:
+    encodeds: documents without answers, each at most `length` tokens.
+    pad_id: of the tokenizer.
+    length: tokens of a row.
+    max_media: media slots by kind; a kind none of the documents has gets no key.
+
+  Returns:
+    The batch of docs/design.md; `segment_ids` is 0 on padding and `loss_mask` 0 everywhere.
+  """
+  items = {media.kind: media.array.shape for encoded in encodeds for media in encoded["media"]}
+  media = {kind: (max_media.get(kind, 0), *items[kind]) for kind in sorted(items)}
+  rows = [[encoded] for encoded in encodeds]
+  return collate(rows, RowShape(length, media), pad_id, left_pad=True)

@@ -1,0 +1,114 @@
+"""Tokenizers: the small one shipped with medflax, or any Hugging Face tokenizer folder.
+
+Text never yields a special token: `<image>` in a user's question is spelt out like any other
+text. Special tokens come from `Media` and `Special` segments alone (see encode.py).
+"""
+
+import functools
+import pathlib
+from collections.abc import Iterable
+
+import tokenizers
+
+from medflax.data.documents import END_OF_CHUNK, IMAGE_TOKEN
+from medflax.utils import UserError, nearest
+
+SHIPPED = pathlib.Path(__file__).parent / "assets" / "tokenizer.json"
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+# Of the shipped tokenizer, in id order from 0.
+SHIPPED_SPECIALS = (PAD, BOS, EOS, IMAGE_TOKEN, END_OF_CHUNK)
+
+
+class Tokenizer:
+  """Text to ids and back.
+
+  Attributes:
+    vocab_size: number of ids, added tokens included.
+    pad_id, image_id, end_of_chunk_id: ids that always exist.
+    bos_id, eos_id: None where the tokenizer has none.
+  """
+
+  def __init__(
+    self, backend: tokenizers.Tokenizer, path: str, *, pad: str, bos: str | None, eos: str | None
+  ):
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = True  # the library's word for: spell them out in text
+    self._backend, self._path = backend, path
+    self._special_ids = {
+      token.content: index
+      for index, token in backend.get_added_tokens_decoder().items()
+      if token.special
+    }
+    self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+    self.pad_id = self.special_id(pad)
+    self.bos_id = self.special_id(bos) if bos else None
+    self.eos_id = self.special_id(eos) if eos else None
+    self.image_id = self.special_id(IMAGE_TOKEN)
+    self.end_of_chunk_id = self.special_id(END_OF_CHUNK)
+    # A pure function of short, often repeated strings: prompts, closed answers, invented words.
+    self._spans = functools.lru_cache(maxsize=4096)(self._encode_spans)
+
+  def __reduce__(self):
+    return load_tokenizer, (self._path,)  # worker processes read the file again
+
+  def _encode_spans(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    encoding = self._backend.encode(text, add_special_tokens=False)
+    return tuple(encoding.ids), tuple(end for _, end in encoding.offsets)
+
+  def spans(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids of `text`, and for each the offset in `text` (in characters) where it ends."""
+    return self._spans(text)
+
+  def encode(self, text: str) -> list[int]:
+    """The ids of `text`; none of them special, none added in front or behind."""
+    return list(self.spans(text)[0])
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """The text of `ids`; special tokens are dropped."""
+    return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+  def special_id(self, token: str) -> int:
+    """The id of a special token by name.
+
+    Raises:
+      UserError: if the tokenizer has no special token of that name.
+    """
+    if token not in self._special_ids:
+      hint = nearest(token, self._special_ids)
+      raise UserError(f"tokenizer {self._path or 'medflax'}: no special token {token!r}{hint}")
+    return self._special_ids[token]
+
+
+def load_tokenizer(path: str = "") -> Tokenizer:
+  """Loads the shipped tokenizer ("") or a Hugging Face tokenizer folder, without network.
+
+  To a folder's tokenizer `<|endofchunk|>`, `<image>` and, if it has no padding token, `<PAD>`
+  are added in OpenFlamingo's order (open_flamingo/src/factory.py), unless it has them: ids
+  32000, 32001 and 32002 for LLaMA's 32,000 pieces.
+
+  Raises:
+    UserError: if the folder or its files are missing or cannot be read.
+  """
+  if not path:
+    backend = tokenizers.Tokenizer.from_file(str(SHIPPED))
+    return Tokenizer(backend, path, pad=PAD, bos=BOS, eos=EOS)
+  if not pathlib.Path(path).is_dir():
+    raise UserError(f"tokenizer.path: {path} is not a folder; give one that has tokenizer.json")
+
+  import transformers  # seconds to import, and only needed here
+
+  try:
+    loaded = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+  except Exception as error:  # every file format raises its own
+    reason = str(error).strip().split("\n")[0]
+    raise UserError(f"tokenizer.path: cannot load {path}: {reason}") from error
+  if not loaded.is_fast:
+    raise UserError(f"tokenizer.path: {path} has no tokenizer.json (a fast tokenizer)")
+  loaded.add_tokens([END_OF_CHUNK, IMAGE_TOKEN], special_tokens=True)
+  if loaded.pad_token is None:
+    loaded.add_special_tokens({"pad_token": "<PAD>"})
+  return Tokenizer(
+    loaded.backend_tokenizer, path, pad=loaded.pad_token, bos=loaded.bos_token, eos=loaded.eos_token
+  )
