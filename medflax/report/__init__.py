@@ -1,0 +1,92 @@
+"""What a run tells at its end: `report.html`, one self-contained file, and a terminal table.
+
+Both are made from the workdir's files alone, so they can be made again at any time, for a
+run that was interrupted, or on another machine.
+"""
+
+import html
+import importlib.resources
+import pathlib
+
+from medflax.report import sections
+from medflax.report.run import FewShot, Run, few_shot, read_run
+from medflax.utils import write_atomic
+
+_WIDTH, _LABEL, _CELL = 100, 28, 13  # characters of the terminal table
+
+
+def write_report(workdir: pathlib.Path) -> pathlib.Path:
+  """Writes `workdir`/report.html and returns its path.
+
+  Needs config.json; whatever else is missing (no evaluation yet, no samples) is left out.
+
+  Raises:
+    UserError: if `workdir` is not a run's, or one of its files is damaged.
+  """
+  workdir = pathlib.Path(workdir)
+  run = read_run(workdir)
+  style = importlib.resources.files("medflax.report").joinpath("style.css").read_text()
+  parts = (
+    sections.header(run),
+    "<main>",
+    sections.few_shot_section(run),
+    sections.training_section(run),
+    sections.metrics_section(run),
+    sections.samples_section(run),
+    sections.skipped_section(run),
+    sections.provenance_section(run),
+    "<footer>Made by medflax for research. Not a medical device.</footer></main>",
+  )
+  page = (
+    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    f"<title>{html.escape(sections.title(run))}</title><style>{style}</style></head>"
+    f"<body>{''.join(parts)}</body></html>\n"
+  )
+  path = workdir / "report.html"
+  write_atomic(path, page)
+  return path
+
+
+def fewshot_table(workdir: pathlib.Path) -> str:
+  """The few-shot results as text of at most 100 columns; "" if there are none.
+
+  A line is an evaluator's score, one of its controls, or chance; a column is a number of
+  shots; a cell is the value and half the width of its 95 % interval.
+  """
+  run = read_run(pathlib.Path(workdir))
+  return "\n\n".join(_grid_text(grid) for grid in _grids(run))
+
+
+def _grids(run: Run) -> list[FewShot]:
+  return [grid for evaluation in run.evaluations for grid in few_shot(evaluation)]
+
+
+def _grid_text(grid: FewShot) -> str:
+  """A grid with more shot counts than fit a line goes on below."""
+  per_block = (_WIDTH - _LABEL) // _CELL
+  starts = range(0, len(grid.shots), per_block)
+  return "\n\n".join(_block_text(grid, grid.shots[i : i + per_block]) for i in starts)
+
+
+def _block_text(grid: FewShot, shots: list[int]) -> str:
+  heading = f"{grid.name} ({grid.metric.replace('_', ' ')})"
+  rows = [(heading, [f"{k} shot" + "s" * (k != 1) for k in shots])]
+  for condition, values in grid.values.items():
+    label = sections.CONDITIONS.get(condition, condition)
+    rows.append((f"  {label}", [_cell(values, k) for k in shots]))
+  if grid.chance:
+    chances = [f"{grid.chance[k]:.3f}" + " " * 6 if k in grid.chance else "" for k in shots]
+    rows.append(("  chance", chances))
+  lines = [
+    f"{label[: _LABEL - 1]:<{_LABEL}}" + "".join(f"{cell:>{_CELL}}" for cell in cells)
+    for label, cells in rows
+  ]
+  return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(values: dict, shots: int) -> str:
+  if shots not in values:
+    return ""
+  low, high = values[shots].ci95
+  return f"{values[shots].value:.3f} ±{(high - low) / 2:.3f}".replace("±0.", "±.")

@@ -1,0 +1,183 @@
+"""What a finished (or interrupted) run left in its workdir, read for the report."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from medflax.metrics.intervals import Measurement
+from medflax.utils import UserError
+
+IMAGE, SHUFFLED, NO_IMAGE = "image", "shuffled", "no_image"
+_FEWSHOT = re.compile(r"(?P<task>.+)/(?P<shots>\d+)shot/(?P<metric>[^/@]+)(@(?P<condition>\w+))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """One evals/<name>/<step>/: its measurements and, unless none were kept, its samples."""
+
+  name: str
+  step: int
+  folder: pathlib.Path
+  git: str
+  metrics: dict[str, Measurement]
+  samples: list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShot:
+  """One metric of one evaluation by condition and number of shots.
+
+  `values[condition][shots]`; the condition "image" is the score, the others are its controls.
+  `chance[shots]` is the expected score of guessing among a sample's choices, for the numbers
+  of shots whose samples all have choices.
+  """
+
+  name: str
+  metric: str
+  step: int
+  shots: list[int]
+  values: dict[str, dict[int, Measurement]]
+  chance: dict[int, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A workdir's files; what is missing is empty.
+
+  `scalars[name]` are (step, value) pairs by rising step; where a resumed run wrote a step
+  again, the later line holds. `torn` counts the lines of metrics.jsonl that a kill cut off.
+  """
+
+  workdir: pathlib.Path
+  config: dict[str, Any]
+  environment: dict[str, Any]
+  scalars: dict[str, list[tuple[int, float]]]
+  torn: int
+  evaluations: list[Evaluation]
+  skipped: list[dict[str, Any]]
+
+  @property
+  def step(self) -> int:
+    """The last step that anything was recorded for."""
+    logged = [points[-1][0] for points in self.scalars.values()]
+    return max([*logged, *(evaluation.step for evaluation in self.evaluations)], default=0)
+
+  def last(self, name: str) -> float | None:
+    """The newest value of a scalar, if it was ever logged."""
+    return self.scalars[name][-1][1] if name in self.scalars else None
+
+
+def read_run(workdir: pathlib.Path) -> Run:
+  """Reads everything that the report shows.
+
+  Raises:
+    UserError: if `workdir` is not a run's, or one of its files is damaged.
+  """
+  if not (workdir / "config.json").is_file():
+    raise UserError(f"{workdir} holds no config.json: not the workdir of a run")
+  scalars, torn = _read_scalars(workdir / "metrics.jsonl")
+  return Run(
+    workdir=workdir,
+    config=_read_json(workdir / "config.json"),
+    environment=_read_json(workdir / "environment.json"),
+    scalars=scalars,
+    torn=torn,
+    evaluations=_read_evaluations(workdir / "evals"),
+    skipped=_read_lines(workdir / "skipped.jsonl"),
+  )
+
+
+def few_shot(evaluation: Evaluation) -> list[FewShot]:
+  """The evaluation's measurements that are named `<task>/<k>shot/<metric>[@<condition>]`."""
+  grids: dict[tuple[str, str], dict[str, dict[int, Measurement]]] = {}
+  for name, measurement in evaluation.metrics.items():
+    if match := _FEWSHOT.fullmatch(name):
+      values = grids.setdefault((match["task"], match["metric"]), {})
+      values.setdefault(match["condition"] or IMAGE, {})[int(match["shots"])] = measurement
+  chance = _chance(evaluation.samples)
+  return [
+    FewShot(
+      task, metric, evaluation.step, shots, values, {s: chance[s] for s in shots if s in chance}
+    )
+    for (task, metric), values in grids.items()
+    for shots in [sorted({shots for row in values.values() for shots in row})]
+  ]
+
+
+def other_metrics(evaluation: Evaluation) -> dict[str, Measurement]:
+  """The measurements that are not few-shot ones."""
+  return {name: m for name, m in evaluation.metrics.items() if not _FEWSHOT.fullmatch(name)}
+
+
+def _chance(samples: list[dict[str, Any]]) -> dict[int, float]:
+  choices: dict[int, list[int]] = {}
+  for sample in samples:
+    if sample["condition"] == IMAGE:
+      choices.setdefault(sample["num_shots"], []).append(len(sample["choices"]))
+  return {k: sum(1 / n for n in row) / len(row) for k, row in choices.items() if all(row)}
+
+
+def _read_evaluations(root: pathlib.Path) -> list[Evaluation]:
+  """The newest evaluation of each name, by name."""
+  folders: dict[str, pathlib.Path] = {}
+  for path in sorted(root.glob("*/*/results.json"), key=lambda path: int(path.parent.name)):
+    folders[path.parent.parent.name] = path.parent
+  return [_read_evaluation(name, folder) for name, folder in sorted(folders.items())]
+
+
+def _read_evaluation(name: str, folder: pathlib.Path) -> Evaluation:
+  results = _read_json(folder / "results.json")
+  try:
+    metrics = {key: _measurement(m) for key, m in results["metrics"].items()}
+    step, git = results["step"], results["git"]
+  except (KeyError, TypeError, ValueError) as error:
+    raise UserError(f"{folder / 'results.json'}: not an evaluation's results ({error!r})") from None
+  return Evaluation(name, step, folder, git, metrics, _read_lines(folder / "samples.jsonl"))
+
+
+def _measurement(record: dict[str, Any]) -> Measurement:
+  low, high = map(float, record["ci95"])
+  return Measurement(float(record["value"]), float(record["stderr"]), (low, high), record["n"])
+
+
+def _read_scalars(path: pathlib.Path) -> tuple[dict[str, list[tuple[int, float]]], int]:
+  table: dict[str, dict[int, float]] = {}
+  torn = 0
+  for _, line in _lines(path):
+    try:
+      record = json.loads(line)
+      step = record.pop("step")
+    except (json.JSONDecodeError, AttributeError, KeyError):
+      torn += 1
+      continue
+    for name, value in record.items():
+      if isinstance(value, int | float) and math.isfinite(value):
+        table.setdefault(name, {})[step] = float(value)
+  return {name: sorted(points.items()) for name, points in table.items()}, torn
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+  except json.JSONDecodeError as error:
+    raise UserError(f"{path}: not JSON ({error}); remove it or run the evaluation again") from None
+
+
+def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+  records = []
+  for number, line in _lines(path):
+    try:
+      records.append(json.loads(line))
+    except json.JSONDecodeError as error:
+      raise UserError(f"{path}:{number}: not JSON ({error})") from None
+  return records
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+  """The numbered lines of a file, if it exists; `splitlines` would also split at U+2028."""
+  lines = path.read_text("utf-8").split("\n") if path.exists() else []
+  return ((number, line) for number, line in enumerate(lines, start=1) if line)
