@@ -1,0 +1,191 @@
+"""Checkpoints by Orbax: the train state, each process's place in the data, the config.
+
+A step is written to a temporary folder in the background and renamed when it is complete, so a
+killed process leaves whole checkpoints only. This is the one module that imports Orbax.
+"""
+
+import dataclasses
+import json
+import logging
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from medflax.utils import UserError, write_atomic
+
+FILES = "files.json"  # names and sizes of a step's files, written before the step is renamed
+
+
+class ProcessBytesHandler(ocp.CheckpointHandler):
+  """Stores a few bytes per process, `process_<i>-of-<n>`: the position of its data iterator."""
+
+  @staticmethod
+  def _file(directory: epath.Path) -> epath.Path:
+    return directory / f"process_{jax.process_index()}-of-{jax.process_count()}"
+
+  def save(self, directory: epath.Path, args: "SaveBytes") -> None:
+    self._file(directory).write_bytes(args.value)
+
+  def restore(self, directory: epath.Path, args: "RestoreBytes") -> bytes:
+    return self._file(directory).read_bytes()
+
+
+@ocp.args.register_with_handler(ProcessBytesHandler, for_save=True)
+@dataclasses.dataclass
+class SaveBytes(ocp.args.CheckpointArgs):
+  """Bytes of this process."""
+
+  value: bytes
+
+
+@ocp.args.register_with_handler(ProcessBytesHandler, for_restore=True)
+@dataclasses.dataclass
+class RestoreBytes(ocp.args.CheckpointArgs):
+  """Asks for the bytes that this process saved."""
+
+
+class Checkpointer:
+  """Saves and restores the steps of one run under `directory`; the `keep` newest stay.
+
+  Use as a context manager: leaving it waits for the last save.
+  """
+
+  def __init__(self, directory: pathlib.Path, *, keep: int):
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save and restore
+    self.directory = pathlib.Path(directory).absolute()
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+      cleanup_tmp_directories=True,  # of a save that was killed
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files),
+    )
+    handlers = {
+      "state": ocp.StandardCheckpointHandler(),
+      "iterator": ProcessBytesHandler(),
+      "config": ocp.JsonCheckpointHandler(),
+    }
+    self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+
+  def __enter__(self) -> "Checkpointer":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._manager.close()
+
+  def latest_step(self) -> int | None:
+    """The newest complete step, None without any."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: Any, iterator: bytes, config: dict[str, Any]) -> None:
+    """Starts saving; returns once the state may be donated. A step that exists is left alone.
+
+    Args:
+      state: the train state, a tree of sharded arrays.
+      iterator: the data position of this process, from which step `step` goes on.
+      config: the resolved config, stored for reading without the workdir.
+    """
+    if step == self.latest_step():
+      return
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        iterator=SaveBytes(iterator),
+        config=ocp.args.JsonSave(config),
+      ),
+    )
+
+  def wait(self) -> None:
+    """Returns when every save is complete on disk."""
+    self._manager.wait_until_finished()
+
+  def restore(self, abstract: Any) -> tuple[int, Any, bytes] | None:
+    """The newest step that can be read: its number, the state and the data position.
+
+    Damaged newer steps are named in a warning and set aside under `damaged/`.
+
+    Args:
+      abstract: the state's shapes, dtypes and shardings; the mesh may differ from the saving one.
+
+    Raises:
+      UserError: if the state saved has other shapes, or no checkpoint can be read.
+    """
+    damaged = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      damage = self._damage(step)
+      if not damage:
+        self._check_fits(step, abstract)
+        items = {"state": ocp.args.StandardRestore(abstract), "iterator": RestoreBytes()}
+        found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        self._set_aside(damaged)
+        return step, found["state"], found["iterator"]
+      damaged[step] = damage
+    if damaged:
+      raise UserError(
+        f"no checkpoint in {self.directory} can be read: {'; '.join(damaged.values())}; "
+        "remove the folder to start from the beginning"
+      )
+    return None
+
+  def _list_files(self) -> None:
+    """Writes the list of files into the step that is about to be renamed."""
+    if jax.process_index() == 0:
+      for step in self.directory.glob("*.orbax-checkpoint-tmp*"):
+        found = [f for f in step.glob("*/**/*") if f.is_file()]  # Orbax still edits those on top
+        files = {str(f.relative_to(step)): f.stat().st_size for f in found}
+        write_atomic(step / FILES, json.dumps(files, indent=1))
+
+  def _damage(self, step: int) -> str:
+    """What is wrong with a step's files, "" if nothing is.
+
+    Looked at before Orbax reads them, since it does not notice every cut file.
+    """
+    folder = self.directory / str(step)
+    try:
+      files = json.loads((folder / FILES).read_text())
+    except (OSError, json.JSONDecodeError):
+      return f"{folder / FILES} cannot be read"
+    for name, size in files.items():
+      if not (folder / name).is_file():
+        return f"{folder / name} is missing"
+      if (found := (folder / name).stat().st_size) != size:
+        return f"{folder / name} has {found} bytes instead of {size}"
+    return ""
+
+  def _check_fits(self, step: int, abstract: Any) -> None:
+    """Tells a checkpoint of another model (an error) from a damaged one (skipped over)."""
+    saved = _leaf_types(self._manager.item_metadata(step)["state"].tree)
+    wanted = _leaf_types(abstract)
+    for path in sorted(saved.keys() | wanted.keys()):
+      there, here = saved.get(path, "absent"), wanted.get(path, "absent")
+      if there != here:
+        raise UserError(
+          f"checkpoint {self.directory / str(step)} is of another model: "
+          f"{path} is {there} there, {here} here"
+        )
+
+  def _set_aside(self, damaged: dict[int, str]) -> None:
+    """Moves damaged steps out of the way of saving them again."""
+    for step, damage in damaged.items():
+      target = self.directory / "damaged" / str(step)
+      logging.getLogger("medflax").warning(
+        "checkpoint %d is damaged (%s); moved to %s, going on from an older one",
+        *(step, damage, target),
+      )
+      if jax.process_index() == 0:
+        target.parent.mkdir(exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        (self.directory / str(step)).rename(target)
+    if damaged:
+      self._manager.reload()
+
+
+def _leaf_types(tree: Any) -> dict[str, str]:
+  """`{"path/to/leaf": "float32[3, 4]"}`, alike for live trees and for Orbax's metadata."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }

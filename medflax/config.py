@@ -1,0 +1,282 @@
+"""Configs: a Python file with `get_config(arg)`, overrides by flag, and checks before anything is built.
+
+`load_config` needs neither jax nor the model code, so that a mistyped flag is told at once;
+`validate` looks into the parts' own fields and therefore imports them.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from medflax.utils import UserError, nearest
+
+# What every config holds, and the type of each value. `Mapping` marks free-form sections: the
+# parts of the model are checked against the parts' fields, evaluators against theirs.
+SCHEMA = {
+  "name": str,
+  "variant": str,
+  "seed": int,
+  "tokenizer": {"path": str},
+  "prompt": {"instruction": str, "question": str, "answer": str, "end": str},
+  "data": {
+    "source": str,
+    "root": str,
+    "on_bad_sample": str,
+    "image_size": tuple,
+    "volume_size": tuple,
+    "train": Mapping,
+    "max_tokens": int,
+    "max_media": Mapping,
+    "media_rule": str,
+    "num_workers": int,
+    "packing_bins": int,
+  },
+  "model": {
+    "tower": Mapping,
+    "connector": Mapping,
+    "fusion": Mapping,
+    "lm": Mapping,
+    "dtype": str,
+    "remat": str,
+  },
+  "trainable": str,
+  "train": {
+    "num_steps": int,
+    "batch_size": int,
+    "log_every": int,
+    "z_loss": float,
+    "max_bad_steps": int,
+    "ema": float,
+  },
+  "optimizer": {
+    "type": str,
+    "lr": float,
+    "schedule": str,
+    "warmup_steps": int,
+    "final_lr_fraction": float,
+    "weight_decay": float,
+    "decay": str,
+    "b1": float,
+    "b2": float,
+    "eps": float,
+    "clip_norm": float,
+    "accumulate": int,
+    "lr_multipliers": tuple,
+  },
+  "checkpoint": {"every": int, "keep": int, "allow_config_change": bool},
+  "mesh": {"data": int, "fsdp": int, "tensor": int},
+  "evals": Mapping,
+}
+TASK_FIELDS = {"task": str, "num_shots": (int, tuple), "weight": float}
+POSITIVE = (
+  *("data.max_tokens", "train.num_steps", "train.batch_size", "train.log_every"),
+  *("train.max_bad_steps", "optimizer.accumulate", "checkpoint.keep"),
+)
+NOT_NEGATIVE = (
+  *("seed", "data.num_workers", "train.z_loss", "train.ema", "optimizer.lr"),
+  *("optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "checkpoint.every"),
+)
+
+
+def pick(options: Mapping[str, Any], name: str, what: str) -> Any:
+  """`options[name]`; an unknown name is a `UserError` with the nearest known one."""
+  if name not in options:
+    raise UserError(f"unknown {what} {name!r}{nearest(str(name), options)}")
+  return options[name]
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
+  """Parses a config file's argument, `"variant=9b,data=folder"`.
+
+  Args:
+    arg: `name=value` pairs with commas between; a bare `name` means `name=true`.
+    **defaults: every known name; a value is read as its default's type.
+
+  Raises:
+    UserError: for an unknown name or a value of another type.
+  """
+  values = dict(defaults)
+  for pair in filter(None, (arg or "").split(",")):
+    name, given, text = pair.partition("=")
+    default = pick(defaults, name, "config argument")
+    values[name] = parse_value(text if given else "true", default, f"config argument {name}")
+  return ml_collections.ConfigDict(values)
+
+
+def parse_value(text: str, like: Any, what: str) -> Any:
+  """Reads `text` as a value of the type of `like`; raises UserError naming `what`."""
+  try:
+    if isinstance(like, bool):
+      return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    if isinstance(like, int | float):
+      return type(like)(text)
+    if isinstance(like, str):
+      return text
+    value = ast.literal_eval(text)
+    if isinstance(like, tuple | list):
+      return tuple(value)
+    if isinstance(like, Mapping):
+      return ml_collections.ConfigDict(value)
+    return value
+  except (ValueError, TypeError, KeyError, SyntaxError):
+    kind = "dict" if isinstance(like, Mapping) else type(like).__name__
+    raise UserError(f"{what} must be {kind}, got {text!r}") from None
+
+
+def load_config(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
+  """Runs a config file and applies overrides.
+
+  Args:
+    spec: `path/to/file.py` or `path/to/file.py:argument`.
+    overrides: `("a.b", "text")` pairs; `text` is read as the type the field has.
+
+  Returns:
+    The config, locked: setting a field it does not have raises.
+
+  Raises:
+    UserError: for a missing or failing file, an unknown field, a value of another type.
+  """
+  path, _, arg = spec.partition(":")
+  config = _run_config_file(pathlib.Path(path), arg)
+  for name, text in overrides:
+    *sections, field = name.split(".")
+    node: Any = config
+    for i, section in enumerate(sections):
+      node = pick(node, section, f"section of {_dotted('config', *sections[:i])}")
+      if not isinstance(node, Mapping | ml_collections.ConfigDict):
+        raise UserError(f"config.{name}: {_dotted('config', *sections[: i + 1])} is not a section")
+    known = pick(node, field, f"field of {_dotted('config', *sections)}")
+    with node.unlocked():
+      node[field] = parse_value(text, _plain(known), f"config.{name}")
+  return config.lock()
+
+
+def _run_config_file(path: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
+  if not path.is_file():
+    there = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    raise UserError(f"no config file {path}{nearest(str(path), there) if there else ''}")
+  spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    config = module.get_config(arg or None)
+  except UserError:
+    raise
+  except Exception as error:  # the file is the user's: say where it fails, in one line
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    line = frames[-1].lineno if frames else getattr(error, "lineno", 0)
+    raise UserError(f"{path}:{line}: {type(error).__name__}: {error}") from error
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(f"{path}: get_config must return a ConfigDict, not {type(config).__name__}")
+  return config
+
+
+def _dotted(*names: str) -> str:
+  return ".".join(names)
+
+
+def _plain(value: Any) -> Any:
+  return value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Checks fields, types, part names and the fields of parts, without building any.
+
+  Raises:
+    UserError: for the first thing wrong, with the nearest valid name.
+  """
+  _check_section(config, SCHEMA, "config")
+  flat = flatten(config)
+  for name in POSITIVE:
+    if flat[name] < 1:
+      raise UserError(f"config.{name} must be at least 1, got {flat[name]}")
+  for name in NOT_NEGATIVE:
+    if not 0 <= flat[name] < float("inf"):
+      raise UserError(f"config.{name} must not be negative or infinite, got {flat[name]}")
+  for name, entry in config.data.train.items():
+    _check_section(entry, TASK_FIELDS, f"config.data.train.{name}")
+  _check_parts(config)
+
+
+def _check_section(section: Any, schema: Mapping[str, Any], where: str) -> None:
+  if not isinstance(section, Mapping | ml_collections.ConfigDict):
+    raise UserError(f"{where} must be a section, got {section!r}")
+  for field in section:
+    pick(schema, field, f"field of {where}")
+  for field, kind in schema.items():
+    if field not in section:
+      raise UserError(f"{where} lacks the field {field!r}")
+    if isinstance(kind, dict):
+      _check_section(section[field], kind, f"{where}.{field}")
+    else:
+      _check_type(section[field], kind, f"{where}.{field}")
+
+
+def _check_type(value: Any, kind: Any, where: str) -> None:
+  kinds = kind if isinstance(kind, tuple) else (kind,)
+  accepted = tuple(
+    {float: (float, int), tuple: (tuple, list), Mapping: (Mapping, ml_collections.ConfigDict)}.get(
+      k, k
+    )
+    for k in kinds
+  )
+  flat = tuple(t for a in accepted for t in (a if isinstance(a, tuple) else (a,)))
+  if not isinstance(value, flat) or (isinstance(value, bool) and bool not in kinds):
+    names = " or ".join("dict" if k is Mapping else k.__name__ for k in kinds)
+    raise UserError(f"{where} must be {names}, got {value!r}")
+
+
+def _check_parts(config: ml_collections.ConfigDict) -> None:
+  # Imported here: these bring in jax, which a mistyped flag must not wait for.
+  from medflax import data, evals, models, optim
+
+  parts = {
+    "tower": models.VISION_TOWERS,
+    "connector": models.CONNECTORS,
+    "fusion": models.FUSIONS,
+    "lm": models.LANGUAGE_MODELS,
+  }
+  for name, options in parts.items():
+    section = config.model[name]
+    part = pick(options, section.get("type", ""), f"config.model.{name}.type")
+    known = {f.name for f in dataclasses.fields(part)} - {"parent", "name"}
+    for field in set(section) - {"type"}:
+      pick(dict.fromkeys(known), field, f"field of config.model.{name}")
+  pick(data.DATASETS, config.data.source, "config.data.source")
+  pick(optim.OPTIMIZERS, config.optimizer.type, "config.optimizer.type")
+  pick(optim.SCHEDULES, config.optimizer.schedule, "config.optimizer.schedule")
+  for name, section in config.evals.items():
+    pick(evals.EVALUATORS, section.get("type", ""), f"config.evals.{name}.type")
+    _check_type(section.get("every"), int, f"config.evals.{name}.every")
+
+
+def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The config as plain JSON types: what `config.json` holds."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any]:
+  """`{"a.b": value}` for every leaf; an empty section is a leaf."""
+  out = {}
+  for name, value in config.items():
+    value = _plain(value)
+    nested = isinstance(value, Mapping) and value
+    out |= {f"{name}.{k}": v for k, v in flatten(value).items()} if nested else {name: value}
+  return out
+
+
+def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """One line per field that differs: `optimizer.lr: 0.001 -> 0.0003`."""
+  old, new, missing = flatten(old), flatten(new), "(absent)"
+  return [
+    f"{name}: {old.get(name, missing)!r} -> {new.get(name, missing)!r}"
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name, missing) != new.get(name, missing)
+  ]

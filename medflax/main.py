@@ -1,0 +1,84 @@
+r"""Trains and evaluates one configuration; run again with the same workdir to resume.
+
+python -m medflax.main --config=configs/flamingo_med.py
+python -m medflax.main --config=configs/flamingo_med.py:variant=small,data=folder \
+  --config.data.root=DIR --config.optimizer.lr=3e-4 --workdir=runs/mine
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from medflax import config as config_lib
+from medflax.utils import UserError, nearest
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str):
+    raise UserError(message)
+
+
+def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+  """Splits the command line into flags and config overrides `("a.b", "text")`.
+
+  Raises:
+    UserError: for an unknown flag, a missing value, or no `--config`.
+  """
+  parser = _Parser(prog="python -m medflax.main", description=__doc__, allow_abbrev=False)
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  parser.add_argument("--config", required=True, metavar="FILE.py[:ARG=VALUE,...]")
+  parser.add_argument("--workdir", help="default: runs/<config>-<time>")
+  parser.add_argument("--dry_run", action="store_true", help="print sizes and stop")
+  parser.epilog = "--config.FIELD.FIELD=VALUE overrides one field of the config"
+  flags, rest = parser.parse_known_args(argv)
+  overrides = []
+  for argument in rest:
+    name, given, text = argument.partition("=")
+    if not name.startswith("--config."):
+      known = ("--config", "--workdir", "--dry_run", "--help")
+      raise UserError(f"unknown argument {argument}{nearest(name, known)}")
+    if not given:
+      raise UserError(f"{name} needs a value: {name}=VALUE")
+    overrides.append((name.removeprefix("--config."), text))
+  return flags, overrides
+
+
+def in_cluster(environ: Mapping[str, str]) -> bool:
+  """Whether this process was started as one of several (SLURM, a TPU pod, or by hand)."""
+  return (
+    "JAX_COORDINATOR_ADDRESS" in environ
+    or int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+    or "," in environ.get("TPU_WORKER_HOSTNAMES", "")
+  )
+
+
+def main(argv: Sequence[str]) -> int:
+  """Returns the exit status: 0, or 2 after one line on stderr about the user's mistake."""
+  try:
+    flags, overrides = parse_flags(argv)
+    config = config_lib.load_config(flags.config, overrides)
+    config_lib.validate(config)
+
+    import jax  # after the checks: a mistyped flag should not wait for it
+
+    from medflax import trainer
+
+    if in_cluster(os.environ):
+      jax.distributed.initialize()
+    if flags.dry_run:
+      trainer.dry_run(config)
+      return 0
+    default = f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    command = f"python -m medflax.main {' '.join(a for a in argv if '--workdir' not in a)}"
+    trainer.train(config, pathlib.Path(flags.workdir or default), command=command)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

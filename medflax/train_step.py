@@ -1,0 +1,142 @@
+"""The train state, the objective and one optimiser update.
+
+Only leaves whose path matches `config.trainable` are differentiated and have optimiser memory.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from medflax.models.vlm import model_inputs
+
+Flat = dict[str, Any]
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """Everything that training changes, and the frozen weights.
+
+  Attributes:
+    step: batches consumed, skipped ones included.
+    trainable, frozen: disjoint flat dicts by `path/to/leaf`.
+    opt_state: the optimiser's state for `trainable`.
+    bad_steps: skipped updates, in all and in a row up to now.
+    ema: moving average of `trainable`; empty without `train.ema`.
+  """
+
+  step: Int[Array, ""]
+  trainable: Flat
+  frozen: Flat
+  opt_state: Any
+  bad_steps: dict[str, Int[Array, ""]]
+  ema: Flat
+
+  @property
+  def params(self) -> dict[str, Any]:
+    """The nested tree that the model takes."""
+    return flax.traverse_util.unflatten_dict(self.frozen | self.trainable, sep="/")
+
+  @property
+  def eval_params(self) -> dict[str, Any]:
+    """`params` with the moving average where there is one."""
+    return self.replace(trainable=self.ema or self.trainable).params
+
+
+def create_state(
+  params: Mapping[str, Any], trainable: str, tx: optax.GradientTransformation, *, ema: bool
+) -> TrainState:
+  """Splits parameters by the regex `trainable` (a full match of `path/to/leaf`)."""
+  boxed = lambda _, x: isinstance(x, nn.meta.AxisMetadata)
+  flat = flax.traverse_util.flatten_dict(params, sep="/", is_leaf=boxed)
+  chosen = {path: leaf for path, leaf in flat.items() if re.fullmatch(trainable, path)}
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    trainable=chosen,
+    frozen={path: leaf for path, leaf in flat.items() if path not in chosen},
+    opt_state=tx.init(chosen),
+    bad_steps={"total": jnp.zeros((), jnp.int32), "in_a_row": jnp.zeros((), jnp.int32)},
+    ema=jax.tree.map(jnp.copy, chosen) if ema else {},
+  )
+
+
+def target_weights(batch: Mapping[str, Array]) -> Float[Array, "b t-1"]:
+  """1 where token t + 1 is a target and token t belongs to the same document."""
+  segments = batch["segment_ids"]
+  return batch["loss_mask"][:, 1:] * (segments[:, 1:] == segments[:, :-1])
+
+
+def cross_entropy(
+  logits: Float[Array, "b t vocab"], batch: Mapping[str, Array], z_loss: float
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+  """Summed next-token cross-entropy in nats, with sums of what is logged.
+
+  `z_loss` times the squared log-normaliser keeps logits near zero (PaLM, Chowdhery et al. 2022).
+  """
+  logits, targets = logits[:, :-1].astype(jnp.float32), batch["tokens"][:, 1:]
+  weights = target_weights(batch)
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  nll = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  hits = (logits.argmax(-1) == targets) * weights
+  sums = {"loss": (nll * weights).sum(), "accuracy": hits.sum()}
+  return sums["loss"] + z_loss * (jnp.square(log_z) * weights).sum(), sums
+
+
+def train_step(
+  state: TrainState,
+  batch: Mapping[str, Array],
+  *,
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  rng: Array,
+  z_loss: float = 0.0,
+  accumulate: int = 1,
+  ema: float = 0.0,
+) -> tuple[TrainState, dict[str, Array]]:
+  """One update from the mean loss per target of the whole batch, in `accumulate` micro-batches.
+
+  Where the loss or a gradient is not finite, the weights and the optimiser's state stay as they
+  are, bit for bit, and the step is counted in `bad_steps`.
+  """
+  num_targets = jnp.maximum(target_weights(batch).sum(), 1.0)
+  rng = jax.random.fold_in(rng, state.step)
+
+  def loss_fn(trainable, rows, index):
+    args, kwargs = model_inputs(rows)
+    rngs = {"dropout": jax.random.fold_in(rng, index)}
+    params = state.replace(trainable=trainable).params
+    logits = model.apply({"params": params}, *args, **kwargs, deterministic=False, rngs=rngs)
+    return jax.tree.map(lambda x: x / num_targets, cross_entropy(logits, batch=rows, z_loss=z_loss))
+
+  def add(total, indexed_rows):
+    index, rows = indexed_rows
+    (_, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable, rows, index)
+    return jax.tree.map(jnp.add, total, (sums, grads)), None
+
+  # Micro-batches take every `accumulate`-th row, so that each is spread over all devices.
+  split = lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+  zeros = ({"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}, jax.tree.map(jnp.zeros_like, state.trainable))
+  indexed = (jnp.arange(accumulate), jax.tree.map(split, dict(batch)))
+  (metrics, grads), _ = jax.lax.scan(add, zeros, indexed)
+
+  grad_norm = optax.global_norm(grads)
+  ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+  updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+  trainable = optax.apply_updates(state.trainable, updates)
+  average = jax.tree.map(lambda a, w: ema * a + (1 - ema) * w, state.ema, trainable if ema else {})
+  keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+  bad = state.bad_steps
+  bad = {"total": bad["total"] + ~ok, "in_a_row": jnp.where(ok, 0, bad["in_a_row"] + 1)}
+  state = state.replace(
+    step=state.step + 1,
+    trainable=keep(trainable, state.trainable),
+    opt_state=keep(opt_state, state.opt_state),
+    ema=keep(average, state.ema),
+    bad_steps=bad,
+  )
+  return state, metrics | {"grad_norm": grad_norm} | {f"bad_{k}": v for k, v in bad.items()}
