@@ -10,7 +10,7 @@ Three small value types, all host-side NumPy:
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -114,6 +114,7 @@ class Episode:
   support: tuple[Sample, ...] = ()
 
 
+@runtime_checkable
 class SampleSource(Protocol):
   """Random access to samples; `groups[i]` is known without decoding sample i."""
 
@@ -123,6 +124,7 @@ class SampleSource(Protocol):
   def __getitem__(self, index: int) -> Sample: ...
 
 
+@runtime_checkable
 class Dataset(Protocol):
   """A named, versioned collection of tasks."""
 

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import ml_collections
@@ -288,6 +288,7 @@ def eval_batches(
     yield collate(rows, encode.shape, tokenizer.pad_id)
 
 
+@runtime_checkable
 class Resumable(Protocol):
   """What `prefetch_to_device` reads from."""
 
