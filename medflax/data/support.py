@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -11,6 +11,7 @@ from medflax.data.documents import Episode, SampleSource
 from medflax.utils import UserError
 
 
+@runtime_checkable
 class PoolSource(SampleSource, Protocol):
   """Samples whose keys are known without decoding them.
 

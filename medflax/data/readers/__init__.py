@@ -60,11 +60,12 @@ def read_media(
   path, name = pathlib.Path(path), name or str(path)
   reader = READERS[extension(path)]
   try:
+    path.open("rb").close()  # tells a missing or forbidden file from a broken one
     pixels = reader(path)
+  except OSError as error:
+    raise UserError(f"{name} cannot be read ({error.strerror}); check the path") from None
   except UserError as error:
     raise UserError(f"{name} {error}") from None
-  except OSError as error:
-    raise UserError(f"{name} cannot be read ({error.strerror or 'I/O error'})") from None
   found = _KIND_OF_RANK[pixels.array.ndim]
   if found != kind:
     raise UserError(f"{name} is one {found}, not one {kind}; list it under `{found}s`")

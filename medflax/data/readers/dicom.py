@@ -1,7 +1,7 @@
 """DICOM images and multi-frame volumes, by pydicom.
 
-Only the elements listed in `_ELEMENTS` are read from a file: pixels and how to show them. Who
-the patient is never enters memory, and no value of the header reaches a sample or an error.
+Only the elements listed in `_ELEMENTS` are read from a file: pixels and how to show them, nothing
+about the patient. No value of the header reaches a sample, an error message or a log.
 """
 
 import math
@@ -86,8 +86,6 @@ def _load(path: pathlib.Path) -> pydicom.Dataset:
   """Reads the listed elements, no others."""
   try:
     dataset = pydicom.dcmread(path, specific_tags=_ELEMENTS)
-  except FileNotFoundError:
-    raise
   except pydicom.errors.InvalidDicomError:
     raise UserError("is not a DICOM file; export it again, or correct its extension") from None
   except Exception:  # as above

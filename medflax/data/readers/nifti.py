@@ -56,8 +56,6 @@ def _load(path: pathlib.Path) -> nibabel.nifti1.Nifti1Pair:
   """Reads the header; the voxels follow later."""
   try:
     image = nibabel.load(path)
-  except FileNotFoundError:
-    raise
   except Exception:  # as above
     raise UserError("is not a NIfTI file, or is truncated; export it again") from None
   if not isinstance(image, nibabel.nifti1.Nifti1Pair):

@@ -33,8 +33,6 @@ def read_image(path: pathlib.Path) -> Pixels:
     raise UserError(f"has more than {MAX_PIXELS:,} pixels; export it smaller") from None
   except PIL.UnidentifiedImageError:
     raise UserError("is not a PNG or JPEG image; export it again") from None
-  except FileNotFoundError:
-    raise
   except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, …
     state = "truncated" if "truncated" in str(error) else "broken"
     raise UserError(f"is {state}; copy or export it again") from None
