@@ -67,12 +67,15 @@ def make_workdir(path: pathlib.Path, seed: int = 0) -> pathlib.Path:
     metrics[f"binding/{shots}shot/exact_match"] = _measurement(value)
     metrics[f"binding/{shots}shot/exact_match@shuffled"] = _measurement(rng.normal(0.5, 0.01))
     metrics[f"binding/{shots}shot/exact_match@no_image"] = _measurement(rng.normal(0.5, 0.01))
+    metrics[f"binding/{shots}shot/chance"] = _measurement(0.5)
+    metrics[f"binding/{shots}shot/majority"] = _measurement(0.07)
   folder = path / "evals/binding/1200"
   samples = [_binding_sample(rng, folder, index) for index in range(40)]
   _write_evaluation(folder, "binding", metrics, samples)
 
   folder = path / "evals/volumes/1200"
   metrics = {f"volumes/{k}shot/exact_match": _measurement(0.9 + k / 100) for k in (0, 4)}
+  metrics |= {f"volumes/{k}shot/chance": _measurement(0.2) for k in (0, 4)}
   samples = [_volume_sample(rng, folder, index) for index in range(6)]
   _write_evaluation(folder, "volumes", metrics, samples)
 
@@ -163,7 +166,8 @@ def _picture(
 def _write_evaluation(folder: pathlib.Path, task: str, metrics: dict, samples: list) -> None:
   step = int(folder.name)
   results = {"task": task, "task_version": "1", "step": step, "git": "0123456789ab"}
-  _write_json(folder / "results.json", {**results, "metrics": metrics})
+  results |= {"metrics": metrics, "notes": ["8shot@shuffled leaves out 3 of 512 questions"]}
+  _write_json(folder / "results.json", results)
   _write_lines(folder / "samples.jsonl", samples)
 
 
@@ -227,6 +231,8 @@ def test_report_shows_every_part(workdir):
     "images shuffled",
     "no image",
     "chance",
+    "majority",
+    "leaves out 3 of 512",
     "Training loss",
     "perplexity/per_token",
     "✓ right",
@@ -318,6 +324,7 @@ def test_terminal_table(workdir):
   assert "images shuffled" in lines[2]
   assert "no image" in lines[3]
   assert lines[4].split() == ["chance", *["0.500"] * 5]
+  assert lines[5].split() == ["majority", *["0.070"] * 5]
 
 
 @given(st.lists(st.integers(0, 64), min_size=1, max_size=14, unique=True))

@@ -51,7 +51,7 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
 def fewshot_table(workdir: pathlib.Path) -> str:
   """The few-shot results as text of at most 100 columns; "" if there are none.
 
-  A line is an evaluator's score, one of its controls, or chance; a column is a number of
+  A line is an evaluator's score, one of its controls, or a baseline; a column is a number of
   shots; a cell is the value and half the width of its 95 % interval.
   """
   run = read_run(pathlib.Path(workdir))
@@ -75,9 +75,9 @@ def _block_text(grid: FewShot, shots: list[int]) -> str:
   for condition, values in grid.values.items():
     label = sections.CONDITIONS.get(condition, condition)
     rows.append((f"  {label}", [_cell(values, k) for k in shots]))
-  if grid.chance:
-    chances = [f"{grid.chance[k]:.3f}" + " " * 6 if k in grid.chance else "" for k in shots]
-    rows.append(("  chance", chances))
+  for name, values in grid.baselines.items():
+    cells = [f"{values[k].value:.3f}" + " " * 6 if k in values else "" for k in shots]
+    rows.append((f"  {name}", cells))
   lines = [
     f"{label[: _LABEL - 1]:<{_LABEL}}" + "".join(f"{cell:>{_CELL}}" for cell in cells)
     for label, cells in rows

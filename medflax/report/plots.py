@@ -66,13 +66,13 @@ def line_chart(
   """An SVG element of `series` over common axes.
 
   Args:
-    series: drawn in order, the last on top; each with at least one point.
+    series: drawn in order, the last on top and first in the legend; each with at least one point.
     title: for screen readers; shown as the tooltip.
     x_label: the name, and unit, of the horizontal axis.
     y_label: the same of the vertical axis.
     y_range: the vertical axis; None: round numbers around all points and whiskers.
     x_ticks: where the horizontal axis is marked, evenly spaced whatever their values
-      (shots 0, 1, 2, 4, 8); None: a linear axis with round numbers.
+      (shots 0, 1, 2, 4, 8); None: a linear axis from 0 (or below) with round numbers.
     width: pixels of the view box; the element scales with its container.
     height: the same.
   """
@@ -80,7 +80,7 @@ def line_chart(
   ys = [y for one in series for y in (*one.y, *one.low, *one.high)]
   y_low, y_high = y_range or _padded(min(ys), max(ys))
   slots = {x: slot for slot, x in enumerate(x_ticks or ())}
-  x_low, x_high = (-0.3, len(slots) - 0.7) if slots else (min(xs), max(xs))
+  x_low, x_high = (-0.3, len(slots) - 0.7) if slots else (min(0, *xs), max(xs))
 
   def to_x(x: Number) -> Number:
     share = ((slots[x] if slots else x) - x_low) / ((x_high - x_low) or 1)
@@ -151,14 +151,14 @@ def _marker(shape: str, x: Number, y: Number, color: str) -> str:
 
 
 def _legend(series: Sequence[Series]) -> str:
-  parts, x = [], _LEFT
-  for one in series:
+  parts, x = [], 12
+  for one in reversed(series):
     if not one.label:
       continue
     solid = dataclasses.replace(one, opacity=1.0)
-    parts.append(f'<path d="M{x} 14h22" {_stroke(solid)}/>')
+    parts.append(f'<path d="M{x} 14h18" {_stroke(solid)}/>')
     if one.marker:
-      parts.append(_marker(one.marker, x + 11, 14, one.color))
-    parts.append(f'<text x="{x + 28}" y="18">{html.escape(one.label)}</text>')
-    x += 46 + 6.6 * len(one.label)
+      parts.append(_marker(one.marker, x + 9, 14, one.color))
+    parts.append(f'<text x="{x + 23}" y="18">{html.escape(one.label)}</text>')
+    x += 41 + 6.0 * len(one.label)
   return "".join(parts)

@@ -12,17 +12,19 @@ from medflax.metrics.intervals import Measurement
 from medflax.utils import UserError
 
 IMAGE, SHUFFLED, NO_IMAGE = "image", "shuffled", "no_image"
-_FEWSHOT = re.compile(r"(?P<task>.+)/(?P<shots>\d+)shot/(?P<metric>[^/@]+)(@(?P<condition>\w+))?")
+BASELINES = ("chance", "majority")
+_FEWSHOT = re.compile(r"(?P<name>.+)/(?P<shots>\d+)shot/(?P<metric>[^/@]+)(@(?P<condition>\w+))?")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """One evals/<name>/<step>/: its measurements and, unless none were kept, its samples."""
+  """One evals/<name>/<step>/: its measurements, its samples, and what it left out."""
 
   name: str
   step: int
   folder: pathlib.Path
   git: str
+  notes: list[str]
   metrics: dict[str, Measurement]
   samples: list[dict[str, Any]]
 
@@ -31,9 +33,8 @@ class Evaluation:
 class FewShot:
   """One metric of one evaluation by condition and number of shots.
 
-  `values[condition][shots]`; the condition "image" is the score, the others are its controls.
-  `chance[shots]` is the expected score of guessing among a sample's choices, for the numbers
-  of shots whose samples all have choices.
+  `values[condition][shots]`: the condition "image" is the score, others are its controls.
+  `baselines[name][shots]`: what takes no model, of `BASELINES`.
   """
 
   name: str
@@ -41,7 +42,8 @@ class FewShot:
   step: int
   shots: list[int]
   values: dict[str, dict[int, Measurement]]
-  chance: dict[int, float]
+  baselines: dict[str, dict[int, Measurement]]
+  notes: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,33 +94,30 @@ def read_run(workdir: pathlib.Path) -> Run:
 
 
 def few_shot(evaluation: Evaluation) -> list[FewShot]:
-  """The evaluation's measurements that are named `<task>/<k>shot/<metric>[@<condition>]`."""
-  grids: dict[tuple[str, str], dict[str, dict[int, Measurement]]] = {}
-  for name, measurement in evaluation.metrics.items():
-    if match := _FEWSHOT.fullmatch(name):
-      values = grids.setdefault((match["task"], match["metric"]), {})
-      values.setdefault(match["condition"] or IMAGE, {})[int(match["shots"])] = measurement
-  chance = _chance(evaluation.samples)
+  """The evaluation's measurements that are named `<name>/<k>shot/<metric>[@<condition>]`."""
+  tables: dict[tuple[str, str], dict[str, dict[int, Measurement]]] = {}
+  for key, measurement in evaluation.metrics.items():
+    if match := _FEWSHOT.fullmatch(key):
+      table = tables.setdefault((match["name"], match["metric"]), {})
+      table.setdefault(match["condition"] or IMAGE, {})[int(match["shots"])] = measurement
   return [
     FewShot(
-      task, metric, evaluation.step, shots, values, {s: chance[s] for s in shots if s in chance}
+      name=name,
+      metric=metric,
+      step=evaluation.step,
+      shots=sorted({shots for row in table.values() for shots in row}),
+      values=table,
+      baselines={b: tables[name, b][IMAGE] for b in BASELINES if (name, b) in tables},
+      notes=evaluation.notes,
     )
-    for (task, metric), values in grids.items()
-    for shots in [sorted({shots for row in values.values() for shots in row})]
+    for (name, metric), table in tables.items()
+    if metric not in BASELINES
   ]
 
 
 def other_metrics(evaluation: Evaluation) -> dict[str, Measurement]:
   """The measurements that are not few-shot ones."""
   return {name: m for name, m in evaluation.metrics.items() if not _FEWSHOT.fullmatch(name)}
-
-
-def _chance(samples: list[dict[str, Any]]) -> dict[int, float]:
-  choices: dict[int, list[int]] = {}
-  for sample in samples:
-    if sample["condition"] == IMAGE:
-      choices.setdefault(sample["num_shots"], []).append(len(sample["choices"]))
-  return {k: sum(1 / n for n in row) / len(row) for k, row in choices.items() if all(row)}
 
 
 def _read_evaluations(root: pathlib.Path) -> list[Evaluation]:
@@ -136,7 +135,8 @@ def _read_evaluation(name: str, folder: pathlib.Path) -> Evaluation:
     step, git = results["step"], results["git"]
   except (KeyError, TypeError, ValueError) as error:
     raise UserError(f"{folder / 'results.json'}: not an evaluation's results ({error!r})") from None
-  return Evaluation(name, step, folder, git, metrics, _read_lines(folder / "samples.jsonl"))
+  samples = _read_lines(folder / "samples.jsonl")
+  return Evaluation(name, step, folder, git, results.get("notes", []), metrics, samples)
 
 
 def _measurement(record: dict[str, Any]) -> Measurement:

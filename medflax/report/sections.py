@@ -47,7 +47,8 @@ def header(run: Run) -> str:
     for name, value, detail in _facts(run)
   )
   return (
-    f'<header class="masthead"><div><div class="kind">medflax run</div><h1>{_text(title(run) or run.workdir.name)}</h1>'
+    '<header class="masthead"><div><div class="kind">medflax run</div>'
+    f"<h1>{_text(title(run) or run.workdir.name)}</h1>"
     f'<p>{_text(_headline(run))}</p><dl class="facts">{facts}</dl></div></header>'
   )
 
@@ -59,9 +60,10 @@ def few_shot_section(run: Run) -> str:
     return ""
   return _section(
     "Few-shot results",
-    '<p class="note">Each question is asked after 0 to k worked examples. Intervals are 95 % '
-    "bootstrap intervals. Two controls ask the same questions with the images of other "
-    "questions, and with no image: what remains there is not seen but guessed.</p>"
+    '<p class="note">Each question is asked after 0 to k worked examples; intervals are 95 % '
+    "bootstrap intervals. Two controls ask it with the images of another question, and with "
+    "none: what remains there is not seen but guessed. Chance picks among the question's "
+    "choices; majority always gives the most frequent answer.</p>"
     + "".join(_few_shot_pair(grid) for grid in grids),
   )
 
@@ -73,7 +75,7 @@ def training_section(run: Run) -> str:
     steps, values = _columns(loss)
     window = max(1, len(values) // _SMOOTHING)
     smooth = plots.Series("smoothed", steps, _moving_average(values, window), plots.BLUE)
-    raw = plots.Series("loss", steps, values, plots.SKY, width=1.0, opacity=0.45)
+    raw = plots.Series("as logged", steps, values, plots.SKY, width=1.0, opacity=0.45)
     charts.append(
       plots.line_chart([raw, smooth], title="Training loss", x_label="step", y_label="train loss")
     )
@@ -115,7 +117,7 @@ def samples_section(run: Run) -> str:
       parts.append(f'<div class="samples">{cards}</div>')
   note = (
     '<p class="note">Wrong answers first, then right ones, as they come and not picked for looks.'
-    " The examples that the model was shown stand above each question; the shares of right and"
+    " The examples that the model was shown stand before each question; the shares of right and"
     " wrong cards say nothing about the score.</p>"
   )
   return _section("Samples", note + "".join(parts)) if parts else ""
@@ -187,9 +189,10 @@ def _headline(run: Run) -> str:
 
 def _few_shot_pair(grid: FewShot) -> str:
   lines = []
-  if grid.chance:
-    shots, values = _columns(sorted(grid.chance.items()))
-    lines.append(plots.Series("chance", shots, values, plots.GREY, dash="5 4", width=1.5))
+  for (name, row), dash in zip(grid.baselines.items(), ("5 4", "1.5 3"), strict=False):
+    shots, measurements = _columns(sorted(row.items()))
+    values = [measurement.value for measurement in measurements]
+    lines.append(plots.Series(name, shots, values, plots.GREY, dash=dash, width=1.5))
   for condition, row in reversed(grid.values.items()):
     color, marker = _STYLES.get(condition, (plots.PURPLE, "square"))
     shots, measurements = _columns(sorted(row.items()))
@@ -208,7 +211,7 @@ def _few_shot_pair(grid: FewShot) -> str:
   )
   return (
     f"<h3>{_text(grid.name)}: {_text(metric)}, step {grid.step:,}</h3>"
-    f'<div class="pair">{chart}{_few_shot_table(grid)}</div>'
+    f'<div class="pair results">{chart}{_few_shot_table(grid)}</div>'
   )
 
 
@@ -220,16 +223,15 @@ def _few_shot_table(grid: FewShot) -> str:
     kind = "score" if condition == IMAGE else "control"
     label = _text(CONDITIONS.get(condition, condition))
     rows += f'<tr class="{kind}"><th>{label}</th>{cells}</tr>'
-  if grid.chance:
-    chances = "".join(
-      f"<td>{grid.chance[k]:.3f}</td>" if k in grid.chance else "<td></td>" for k in grid.shots
-    )
-    rows += f'<tr class="control"><th>chance</th>{chances}</tr>'
+  for name, row in grid.baselines.items():
+    cells = "".join(f"<td>{row[k].value:.3f}</td>" if k in row else "<td></td>" for k in grid.shots)
+    rows += f'<tr class="control"><th>{_text(name)}</th>{cells}</tr>'
   counts = sorted({m.n for row in grid.values.values() for m in row.values()})
+  notes = "".join(f"<br>{_text(note)}" for note in grid.notes)
   size = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
   return (
     f"<div><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    f'<p class="note">n = {size} questions in each cell.</p></div>'
+    f'<p class="note">n = {size} questions in each cell.{notes}</p></div>'
   )
 
 
@@ -243,7 +245,7 @@ def _curves_over_training(run: Run) -> dict[str, list[plots.Series]]:
         name = f"{grid.name}/{shots}shot/{grid.metric}"
         if len(points := run.scalars.get(name, ())) > 1:
           steps, values = _columns(points)
-          label = f"{shots} shots" if not lines else str(shots)
+          label = f"{shots} shots" if shots == grid.shots[-1] else str(shots)
           lines.append(plots.Series(label, steps, values, color, marker="circle"))
       if lines:
         charts[f"{grid.name}: {grid.metric}"] = lines
@@ -274,7 +276,7 @@ def _sample(sample: dict[str, Any], evaluation: Evaluation) -> str:
   rows |= {"answer": sample["answer"]}
   lines = "".join(f"<dt>{name}</dt><dd>{_text(row)}</dd>" for name, row in rows.items() if row)
   return (
-    f'<article class="sample{" full" if wide or count > 2 else ""}">'
+    f'<article class="sample{" full" if wide or count > 1 else ""}">'
     f'<div class="head"><span class="verdict {verdict}">{mark}</span>'
     f"<span>{_text(sample['task'])}, {count} shot{'s' * (count != 1)}</span>"
     f'<span class="id">{_text(sample["id"])}</span></div><div class="reading">{shots}'
