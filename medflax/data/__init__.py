@@ -1,4 +1,4 @@
-"""Data: from samples to batches. Nothing here imports jax."""
+"""Data: from samples to batches, in NumPy."""
 
 from collections.abc import Callable
 from typing import Any

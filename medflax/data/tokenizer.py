@@ -8,6 +8,7 @@ import functools
 import pathlib
 from collections.abc import Iterable
 
+import numpy as np
 import tokenizers
 
 from medflax.data.documents import END_OF_CHUNK, IMAGE_TOKEN
@@ -65,7 +66,7 @@ class Tokenizer:
     """The ids of `text`; none of them special, none added in front or behind."""
     return list(self.spans(text)[0])
 
-  def decode(self, ids: Iterable[int]) -> str:
+  def decode(self, ids: Iterable[int | np.integer]) -> str:
     """The text of `ids`; special tokens are dropped."""
     return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
