@@ -1,0 +1,185 @@
+"""What evaluators share: their context, their settings, and the files they write."""
+
+import dataclasses
+import functools
+import io
+import json
+import logging
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, PyTree, Shaped, UInt8
+from PIL import Image, ImageDraw
+
+from medflax.data.documents import IMAGE, SIGNAL, VOLUME, Dataset, Media, Prompt
+from medflax.data.tokenizer import Tokenizer
+from medflax.metrics.intervals import Measurement
+from medflax.utils import UserError, git_hash, nearest, write_atomic
+
+MAX_SLICES = 12  # of a volume's picture
+SIGNAL_SIZE = (64, 256)  # height, width in pixels of a signal's picture
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalContext:
+  """What every evaluator of a run is given.
+
+  `put` places this process's rows of a host batch, a flat dict of NumPy arrays, on the mesh.
+  """
+
+  model: nn.Module
+  tokenizer: Tokenizer
+  dataset: Dataset
+  prompt: Prompt
+  data_config: Any
+  seed: int
+  workdir: pathlib.Path
+  mesh: Mesh | None
+  put: Callable[[dict[str, np.ndarray]], dict[str, Array]]
+
+
+class Evaluator(Protocol):
+  """Built once as `EVALUATORS[type](name, config, context)`, run at many steps."""
+
+  def run(self, params: PyTree, step: int) -> dict[str, Measurement]:
+    """Measures `params`; writes `evals/<name>/<step>/` and returns what stands there."""
+    ...
+
+
+def read_settings(cls: type[T], name: str, config: Mapping[str, Any]) -> T:
+  """`config.evals.<name>` as the dataclass `cls`; lists become tuples.
+
+  Raises:
+    UserError: for an unknown or missing field.
+  """
+  known = {field.name: field for field in dataclasses.fields(cls)}
+  values = {key: value for key, value in config.items() if key not in ("type", "every")}
+  for key in values:
+    if key not in known:
+      raise UserError(f"unknown field config.evals.{name}.{key}{nearest(key, known)}")
+  for key, field in known.items():
+    if key not in values and field.default is dataclasses.MISSING:
+      raise UserError(f"config.evals.{name} lacks the field {key!r}")
+  return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def check_task(name: str, task: str, dataset: Dataset) -> None:
+  """Raises UserError unless the data set has the task."""
+  if task not in dataset.tasks:
+    hint = nearest(task, dataset.tasks)
+    raise UserError(f"config.evals.{name}.task: {dataset.name} has no task {task!r}{hint}")
+
+
+def check_names(name: str, field: str, names: Sequence[str], known: Sequence[str]) -> None:
+  """Raises UserError if `config.evals.<name>.<field>` lists an unknown name."""
+  for given in names:
+    if given not in known:
+      raise UserError(f"config.evals.{name}.{field}: unknown {given!r}{nearest(given, known)}")
+
+
+def put_all(batch: dict[str, np.ndarray], context: EvalContext) -> dict[str, Array]:
+  """A batch that every process holds in full, on the mesh: each hands in its share of rows."""
+  count, index = jax.process_count(), jax.process_index()
+  return context.put({key: np.split(value, count)[index] for key, value in batch.items()})
+
+
+def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+  """Consecutive runs of at most `size` items."""
+  return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def lagged(items: Iterable[T]) -> Iterator[T]:
+  """Yields every item once the next one has been made.
+
+  Results launched on the device are then read while it works on the following batch.
+  """
+  last: list[T] = []
+  for item in items:
+    yield from last
+    last = [item]
+  yield from last
+
+
+def write_results(
+  context: EvalContext,
+  name: str,
+  step: int,
+  *,
+  task: str,
+  metrics: Mapping[str, Measurement],
+  samples: Iterable[Mapping[str, Any]],
+  **extra: Any,
+) -> None:
+  """Writes `samples.jsonl`, then `results.json`, from the first process alone."""
+  if jax.process_index() != 0:
+    return
+  folder = results_folder(context, name, step)
+  results = {
+    "task": task,
+    "task_version": context.dataset.version,
+    "step": step,
+    "git": git_hash(),
+    **extra,
+    "metrics": {key: value.to_json() for key, value in metrics.items()},
+  }
+  if (folder / "results.json").exists():
+    logging.getLogger(__name__).warning("%s: step %d was evaluated before; replaced", name, step)
+  dump = functools.partial(json.dumps, ensure_ascii=False, allow_nan=False)
+  write_atomic(folder / "samples.jsonl", "".join(dump(sample) + "\n" for sample in samples))
+  write_atomic(folder / "results.json", dump(results, indent=2) + "\n")
+
+
+def results_folder(context: EvalContext, name: str, step: int) -> pathlib.Path:
+  """Where an evaluation leaves its files."""
+  return pathlib.Path(context.workdir) / "evals" / name / str(step)
+
+
+def write_pictures(folder: pathlib.Path, stem: str, media: Sequence[Media]) -> list[str]:
+  """Saves media as `media/<stem>-<i>.png`; returns the paths relative to `folder`."""
+  paths = [f"media/{stem}-{index}.png" for index in range(len(media))]
+  if jax.process_index() == 0:
+    for path, item in zip(paths, media, strict=True):
+      buffer = io.BytesIO()
+      Image.fromarray(PICTURES[item.kind](item.array)).save(buffer, "PNG")
+      write_atomic(folder / path, buffer.getvalue())
+  return paths
+
+
+def _picture_of_image(array: Shaped[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w *rgb"]:
+  """Grey or RGB; any other number of channels is averaged to grey."""
+  if array.dtype != np.uint8:
+    array = np.clip(np.rint(array * 255), 0, 255).astype(np.uint8)
+  return array if array.shape[-1] == 3 else np.rint(array.mean(axis=-1)).astype(np.uint8)
+
+
+def _picture_of_volume(array: Shaped[np.ndarray, "d h w c"]) -> UInt8[np.ndarray, "h dw *rgb"]:
+  """Up to `MAX_SLICES` evenly spaced slices, side by side."""
+  depth = len(array)
+  slices = np.linspace(0, depth - 1, min(depth, MAX_SLICES)).round().astype(int)
+  return np.concatenate([_picture_of_image(array[index]) for index in slices], axis=1)
+
+
+def _picture_of_signal(array: Shaped[np.ndarray, "t c"]) -> UInt8[np.ndarray, "h w"]:
+  """Every channel as a trace, from its lowest to its highest value."""
+  height, width = SIGNAL_SIZE
+  image = Image.new("L", (width, height), 255)
+  low, high = float(array.min()), float(array.max())
+  y = (high - array.astype(np.float64)) / max(high - low, 1e-9) * (height - 1)
+  x = np.linspace(0, width - 1, len(array))
+  for trace in y.T:
+    ImageDraw.Draw(image).line(list(zip(x, trace, strict=True)))
+  return np.asarray(image)
+
+
+PICTURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+  IMAGE: _picture_of_image,
+  VOLUME: _picture_of_volume,
+  SIGNAL: _picture_of_signal,
+}

@@ -1,0 +1,1 @@
+"""Generation: media features, the compiled decoding loop, answers from tokens."""
