@@ -128,9 +128,9 @@ def records(
 
 def convert(source: pathlib.Path, target: pathlib.Path) -> list[dict[str, Any]]:
   """Writes the folder data set and returns the rows of its manifest."""
+  splits = split_cases(load_cases(source))
   target = start_folder(source, target)
   (target / "volumes").mkdir()
-  splits = split_cases(load_cases(source))
   grid = np.max([case.volume.shape for cases in splits.values() for case in cases], axis=0)
   tertiles = np.quantile([case.size for case in splits["train"]], (1 / 3, 2 / 3))
   rows = []

@@ -81,11 +81,11 @@ def records(image: dict[str, Any], split: str) -> Iterator[dict[str, Any]]:
 
 def convert(source: pathlib.Path, target: pathlib.Path) -> list[dict[str, Any]]:
   """Writes the folder data set and returns the rows of its manifest."""
-  target = start_folder(source, target)
-  (target / "images").mkdir()
   splits = official_splits(source)
   images = _load(source / "Descriptions.json")
   rows = [row for image in images for row in records(image, splits[image["U_id"]])]
+  target = start_folder(source, target)
+  (target / "images").mkdir()
   for path in tqdm.tqdm(sorted({row["images"][0] for row in rows}), "images", disable=None):
     try:
       with PIL.Image.open(source / path) as image:

@@ -15,11 +15,9 @@ def start_folder(source: str | os.PathLike, target: str | os.PathLike) -> pathli
   """Makes the folder `target` for data derived from `source`.
 
   Raises:
-    UserError: if `source` is no folder, `target` lies inside it or already holds something.
+    UserError: if `target` lies inside `source` or already holds something.
   """
   source, target = pathlib.Path(source).resolve(), pathlib.Path(target).resolve()
-  if not source.is_dir():
-    raise UserError(f"{str(source)!r} is no folder; download the data set first")
   if target.is_relative_to(source):
     raise UserError(f"{str(target)!r} lies inside the source, which stays as it is; choose another")
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
