@@ -55,7 +55,6 @@ class Checkpointer:
   """
 
   def __init__(self, directory: pathlib.Path, *, keep: int):
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save and restore
     self.directory = pathlib.Path(directory).absolute()
     options = ocp.CheckpointManagerOptions(
       preservation_policy=ocp.checkpoint_managers.LatestN(keep),
@@ -97,6 +96,11 @@ class Checkpointer:
         config=ocp.args.JsonSave(config),
       ),
     )
+
+  @staticmethod
+  def has_step(directory: pathlib.Path, step: int) -> bool:
+    """Whether a step was saved completely, told without opening anything."""
+    return (directory / str(step) / FILES).exists()
 
   def wait(self) -> None:
     """Returns when every save is complete on disk."""

@@ -1,4 +1,4 @@
-"""Configs: a Python file with `get_config(arg)`, overrides by flag, and checks before anything is built.
+"""Configs: a Python file with `get_config(arg)`, overrides by flag, checks before building.
 
 `load_config` needs neither jax nor the model code, so that a mistyped flag is told at once;
 `validate` looks into the parts' own fields and therefore imports them.
@@ -246,9 +246,14 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
   for name, options in parts.items():
     section = config.model[name]
     part = pick(options, section.get("type", ""), f"config.model.{name}.type")
-    known = {f.name for f in dataclasses.fields(part)} - {"parent", "name"}
-    for field in set(section) - {"type"}:
-      pick(dict.fromkeys(known), field, f"field of config.model.{name}")
+    # linen's own fields, and those that `build_model` fills from the rest of the config
+    filled = {"parent", "name", "dtype", "remat", "fusion"}
+    fields = {f.name: f for f in dataclasses.fields(part) if f.name not in filled}
+    for field in section:
+      pick(fields | {"type": None}, field, f"field of config.model.{name}")
+    for field, spec in fields.items():
+      if field not in section and spec.default is spec.default_factory is dataclasses.MISSING:
+        raise UserError(f"config.model.{name} lacks the field {field!r}")
   pick(data.DATASETS, config.data.source, "config.data.source")
   pick(optim.OPTIMIZERS, config.optimizer.type, "config.optimizer.type")
   pick(optim.SCHEDULES, config.optimizer.schedule, "config.optimizer.schedule")

@@ -12,9 +12,7 @@ from medflax.utils import UserError
 # Each takes (peak, num_steps, warmup_steps, final_fraction). `num_steps` counts updates of the
 # weights: a step with accumulation is one, a skipped one is none.
 SCHEDULES: dict[str, Callable[[float, int, int, float], optax.Schedule]] = {
-  "constant": lambda peak, steps, warmup, final: _warm(
-    optax.constant_schedule(peak), peak, warmup
-  ),
+  "constant": lambda peak, steps, warmup, final: _warm(optax.constant_schedule(peak), peak, warmup),
   "linear": lambda peak, steps, warmup, final: _warm(
     optax.linear_schedule(peak, peak * final, max(steps - warmup, 1)), peak, warmup
   ),

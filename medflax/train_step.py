@@ -52,8 +52,9 @@ def create_state(
   params: Mapping[str, Any], trainable: str, tx: optax.GradientTransformation, *, ema: bool
 ) -> TrainState:
   """Splits parameters by the regex `trainable` (a full match of `path/to/leaf`)."""
-  boxed = lambda _, x: isinstance(x, nn.meta.AxisMetadata)
-  flat = flax.traverse_util.flatten_dict(params, sep="/", is_leaf=boxed)
+  flat = flax.traverse_util.flatten_dict(
+    params, sep="/", is_leaf=lambda _, x: isinstance(x, nn.meta.AxisMetadata)
+  )
   chosen = {path: leaf for path, leaf in flat.items() if re.fullmatch(trainable, path)}
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -120,7 +121,10 @@ def train_step(
 
   # Micro-batches take every `accumulate`-th row, so that each is spread over all devices.
   split = lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
-  zeros = ({"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}, jax.tree.map(jnp.zeros_like, state.trainable))
+  zeros = (
+    {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())},
+    jax.tree.map(jnp.zeros_like, state.trainable),
+  )
   indexed = (jnp.arange(accumulate), jax.tree.map(split, dict(batch)))
   (metrics, grads), _ = jax.lax.scan(add, zeros, indexed)
 

@@ -1,0 +1,185 @@
+r"""Flamingo-style models: ViT → Perceiver resampler → gated cross-attention → decoder.
+
+python -m medflax.main --config=configs/flamingo_med.py
+python -m medflax.main --config=configs/flamingo_med.py:variant=small,data=folder \
+  --config.data.root=DIR
+
+`tiny` learns to use support examples in minutes on two CPU cores; `small` is for a workstation
+and one's own images; `3b` and `9b` have the sizes of OpenFlamingo-3B and of Med-Flamingo.
+"""
+
+from ml_collections import ConfigDict
+
+from medflax.config import parse_arg, pick
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  arg = parse_arg(arg, variant="tiny", data="phantom")
+  config = ConfigDict()
+  config.name = "flamingo_med"
+  config.variant = arg.variant
+  config.seed = 0
+  config.tokenizer = dict(path="")  # "": the one in the package; else a Hugging Face folder
+  config.prompt = dict(
+    instruction="",
+    question="Question: {question} Answer:",
+    answer=" {answer}",
+    end="<|endofchunk|>",
+  )
+  config.data = dict(
+    source=arg.data,
+    root="",  # of source "folder"
+    on_bad_sample="raise",  # or "skip": left out, counted and listed in the report
+    image_size=(32, 32),
+    volume_size=(8, 32, 32),
+    train={},
+    max_tokens=256,  # of a packed row
+    max_media=dict(image=9, volume=0),
+    media_rule="prev_image",  # or "next_image", "all_prev"
+    num_workers=0,
+    packing_bins=8,
+  )
+  config.model = dict(dtype="float32", remat="none")
+  config.trainable = ".*"  # full match of 'path/to/leaf'
+  config.train = dict(
+    num_steps=600,
+    batch_size=16,
+    log_every=20,
+    z_loss=0.0,
+    max_bad_steps=10,  # stop after so many non-finite steps in a row
+    ema=0.0,  # decay of the weights' moving average, which is then evaluated; 0: none
+  )
+  config.optimizer = dict(
+    type="adamw",
+    lr=2e-3,
+    schedule="cosine",
+    warmup_steps=50,
+    final_lr_fraction=0.1,
+    weight_decay=0.05,
+    decay=".*/kernel",  # weights that decay, by full match
+    b1=0.9,
+    b2=0.98,
+    eps=1e-8,
+    clip_norm=1.0,  # 0: none
+    accumulate=1,  # micro-batches that a batch is cut into
+    lr_multipliers=(),  # pairs (regex, factor)
+  )
+  config.checkpoint = dict(every=100, keep=2, allow_config_change=False)
+  config.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: what is left
+  config.evals = {}
+  pick(VARIANTS, arg.variant, "variant")(config)
+  pick(DATA, arg.data, "data")(config)
+  return config
+
+
+def _tower(config: ConfigDict, image_patch: tuple, volume_patch: tuple, **fields) -> None:
+  inputs = dict(
+    image=dict(size=config.data.get_ref("image_size"), patch=image_patch, channels=3),
+    volume=dict(size=config.data.get_ref("volume_size"), patch=volume_patch, channels=1),
+  )
+  config.model.tower = dict(type="vit", inputs=inputs, **fields)
+
+
+def tiny(config: ConfigDict) -> None:
+  """Under a million parameters, for CPUs and tests."""
+  _tower(config, (8, 8), (4, 8, 8), width=96, depth=2, heads=4, mlp_width=384)
+  config.model.connector = dict(type="perceiver", num_latents=8, depth=1, heads=4, head_dim=24)
+  config.model.fusion = dict(type="gated_xattn", xattn_every=1, heads=4, head_dim=24)
+  config.model.lm = dict(
+    type="decoder",
+    **dict(vocab_size=1024, width=96, depth=3, heads=4, kv_heads=2, mlp_width=256),
+    tie_embeddings=True,
+  )
+
+
+def small(config: ConfigDict) -> None:
+  """Some ten million parameters, trained from scratch on a workstation."""
+  config.data.image_size, config.data.volume_size = (64, 64), (16, 32, 32)
+  _tower(config, (8, 8), (4, 8, 8), width=192, depth=4, heads=6, mlp_width=768)
+  config.model.connector = dict(type="perceiver", num_latents=16, depth=2, heads=6, head_dim=32)
+  config.model.fusion = dict(type="gated_xattn", xattn_every=2, heads=6, head_dim=32)
+  config.model.lm = dict(
+    type="decoder",
+    **dict(vocab_size=1024, width=192, depth=6, heads=6, kv_heads=2, mlp_width=512),
+    tie_embeddings=True,
+  )
+  config.optimizer.lr = 1e-3
+
+
+def _pretrained_scale(config: ConfigDict) -> None:
+  """CLIP ViT-L/14 and OpenFlamingo's resampler; trains what OpenFlamingo trains."""
+  config.data.image_size, config.data.volume_size = (224, 224), (32, 224, 224)
+  config.data.max_tokens, config.data.max_media = 512, dict(image=8, volume=0)
+  _tower(
+    config,
+    *((14, 14), (4, 14, 14)),
+    **dict(width=1024, depth=24, heads=16, mlp_width=4096, activation="quick_gelu"),
+    **dict(class_token=True, pre_norm=True, final_norm=False, mean=CLIP_MEAN, std=CLIP_STD),
+  )
+  config.model.connector = dict(type="perceiver", num_latents=64, depth=6, heads=8, head_dim=64)
+  config.model.dtype, config.model.remat = "bfloat16", "full"
+  config.trainable = "connector/.*|.*/xattn/.*|lm/embedding"
+  config.train.batch_size = 32
+  config.optimizer.update(
+    dict(lr=1e-4, schedule="constant", warmup_steps=1875, weight_decay=0.1, b2=0.999),
+  )
+  config.optimizer.decay = ".*/xattn/.*"  # OpenFlamingo >= 2.0
+  config.mesh = dict(data=1, fsdp=-1, tensor=1)
+
+
+def three_b(config: ConfigDict) -> None:
+  """OpenFlamingo-3B's depth and width, a gated block before every layer."""
+  _pretrained_scale(config)
+  config.model.fusion = dict(type="gated_xattn", xattn_every=1, heads=8, head_dim=64)
+  config.model.lm = dict(
+    type="decoder",
+    **dict(vocab_size=50_432, width=2048, depth=24, heads=16, kv_heads=16, mlp_width=8192),
+    tie_embeddings=True,
+  )
+
+
+def nine_b(config: ConfigDict) -> None:
+  """Med-Flamingo: LLaMA-7B, a gated block before every fourth layer, 32003 tokens."""
+  _pretrained_scale(config)
+  config.model.fusion = dict(type="gated_xattn", xattn_every=4, heads=8, head_dim=64)
+  config.model.lm = dict(
+    type="decoder",
+    **dict(vocab_size=32_003, width=4096, depth=32, heads=32, kv_heads=32, mlp_width=11_008),
+  )
+
+
+VARIANTS = {"tiny": tiny, "small": small, "3b": three_b, "9b": nine_b}
+
+
+def phantom(config: ConfigDict) -> None:
+  """Generated images: invented words are bound to findings by the support examples alone."""
+  config.data.train = dict(
+    binding=dict(task="binding", num_shots=(0, 8), weight=1.0),
+    modality=dict(task="modality", num_shots=(0, 4), weight=0.25),
+  )
+  config.evals = dict(
+    perplexity=dict(type="perplexity", every=200, task="binding", split="val"),
+    binding=dict(
+      type="fewshot_vqa",
+      every=0,  # only after the last step
+      task="binding",
+      split="test",
+      num_shots=(0, 1, 2, 4, 8),
+      num_episodes=512,
+    ),
+  )
+
+
+def folder(config: ConfigDict) -> None:
+  """A folder of images with a manifest; see docs/data.md."""
+  config.data.train = dict(vqa=dict(task="vqa", num_shots=(0, 4), weight=1.0))
+  config.data.max_media = dict(image=5, volume=0)
+  config.evals = dict(
+    perplexity=dict(type="perplexity", every=200, task="vqa", split="val"),
+    vqa=dict(type="fewshot_vqa", every=0, task="vqa", split="test", num_shots=(0, 1, 2, 4)),
+  )
+
+
+DATA = {"phantom": phantom, "folder": folder}

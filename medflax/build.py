@@ -1,0 +1,109 @@
+"""From a config to the parts of a run, before any array exists."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from medflax import optim
+from medflax.data.encode import collate
+from medflax.data.pipeline import row_shape
+from medflax.data.tokenizer import Tokenizer, load_tokenizer
+from medflax.models import build_model, model_inputs
+from medflax.parallel import sharding
+from medflax.parallel.mesh import make_mesh
+from medflax.train_step import TrainState, create_state, train_step
+from medflax.utils import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """What a run is made of, before any array exists.
+
+  `state` and `batch` are abstract, with the shardings of the real ones; `create` makes the
+  initial state of a seed, directly in its shards.
+  """
+
+  config: ml_collections.ConfigDict
+  mesh: Mesh
+  tokenizer: Tokenizer
+  model: nn.Module
+  tx: optax.GradientTransformation
+  state: TrainState
+  batch: dict[str, jax.ShapeDtypeStruct]
+  create: Callable[[int], TrainState]
+
+  def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's rows of a host batch, on the mesh."""
+    return sharding.put_batch(batch, self.mesh)
+
+
+def build(config: ml_collections.ConfigDict) -> Parts:
+  """Everything but the data set and the evaluators; nothing is allocated on a device.
+
+  Raises:
+    UserError: where parts do not fit each other.
+  """
+  mesh = make_mesh(config.mesh)
+  tokenizer = load_tokenizer(config.tokenizer.path)
+  if tokenizer.vocab_size > config.model.lm.vocab_size:
+    raise UserError(
+      f"config.model.lm.vocab_size = {config.model.lm.vocab_size} is too small for the "
+      f"tokenizer's {tokenizer.vocab_size} tokens"
+    )
+  rows, ways = config.train.batch_size, mesh.shape["data"] * mesh.shape["fsdp"]
+  if rows % (ways * config.optimizer.accumulate):
+    raise UserError(
+      f"config.train.batch_size = {rows} must be a multiple of mesh.data × mesh.fsdp × "
+      f"optimizer.accumulate = {ways} × {config.optimizer.accumulate}"
+    )
+  model = build_model(config.model)
+  tx = optim.make_optimizer(config.optimizer, config.train.num_steps)
+  optim.compile_regex(config.trainable, "config.trainable")
+  row = collate([[]], row_shape(config.data), tokenizer.pad_id)
+  batch = {
+    key: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=sharding.batch_sharding(mesh))
+    for key, x in row.items()
+  }
+
+  def init(key: jax.Array) -> TrainState:
+    args, kwargs = model_inputs({k: jnp.asarray(x) for k, x in row.items()})
+    params = model.init(key, *args, **kwargs)["params"]
+    return create_state(params, config.trainable, tx, ema=config.train.ema > 0)
+
+  boxed = jax.eval_shape(init, jax.random.key(0))
+  shardings = sharding.state_shardings(boxed, mesh)
+  create = jax.jit(lambda key: nn.unbox(init(key)), out_shardings=shardings)
+  return Parts(
+    config=config,
+    mesh=mesh,
+    tokenizer=tokenizer,
+    model=model,
+    tx=tx,
+    state=sharding.with_shardings(nn.unbox(boxed), shardings),
+    batch=batch,
+    create=lambda seed: create(jax.random.key(seed)),
+  )
+
+
+def jit_train_step(parts: Parts) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  """The compiled `(state, batch) -> (state, metrics)`; the state passed in is donated."""
+  config = parts.config
+  step = functools.partial(
+    train_step,
+    model=parts.model,
+    tx=parts.tx,
+    rng=jax.random.fold_in(jax.random.key(config.seed), 1),  # init took the key itself
+    z_loss=config.train.z_loss,
+    accumulate=config.optimizer.accumulate,
+    ema=config.train.ema,
+  )
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.state)
+  return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

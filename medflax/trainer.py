@@ -1,0 +1,260 @@
+"""One run: build the parts, then loop over steps, log, save and evaluate."""
+
+import contextlib
+import itertools
+import json
+import logging
+import pathlib
+import shlex
+import time
+from collections.abc import Iterator
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+
+from medflax import config as config_lib
+from medflax import optim, report, summary
+from medflax import workdir as workdir_lib
+from medflax.build import Parts, build, jit_train_step
+from medflax.checkpoint import Checkpointer
+from medflax.data import DATASETS
+from medflax.data.documents import Dataset, Prompt
+from medflax.data.pipeline import prefetch_to_device, train_iterator
+from medflax.evals import EVALUATORS, EvalContext, Evaluator
+from medflax.interrupt import Interrupt, Stopped
+from medflax.metric_writer import MetricWriter, Progress, Window, log_to_console
+from medflax.parallel import sharding
+from medflax.utils import UserError
+
+log = logging.getLogger("medflax")
+
+
+def dry_run(config: ml_collections.ConfigDict) -> None:
+  """Prints sizes; builds nothing on a device and creates no file."""
+  parts = build(config)
+  print(f"devices   {summary.describe_mesh(parts.mesh)}")
+  print(f"model     {summary.describe_parameters(parts.state)}")
+  print(summary.parameter_table(parts.state))
+  print(f"batch     {config.train.batch_size} rows")
+  print(summary.batch_table(parts.batch))
+  print("memory on each device")
+  print(summary.memory_table(parts.state, parts.batch))
+
+
+def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, command: str) -> None:
+  """Trains, evaluates and reports; goes on from the newest checkpoint of `workdir`.
+
+  Args:
+    config: validated; see `medflax.config.validate`.
+    workdir: created if need be.
+    command: the command line without `--workdir`, told to whoever interrupts the run.
+
+  Raises:
+    UserError: for what the user can mend: data, workdir, config, a diverged loss.
+  """
+  log_to_console(quiet=jax.process_index() != 0)
+  changes = workdir_lib.check(workdir, config)
+  for line in changes:
+    log.warning("config changed: %s", line)
+  if not changes and _is_finished(config, workdir):
+    log.info("%s has finished its %d steps", workdir, config.train.num_steps)
+    return _report(workdir)
+  parts = build(config)
+  dataset = DATASETS[config.data.source](config.data, config.seed)
+  run = Run(parts, dataset, workdir)
+  log.info("workdir   %s", workdir)
+  log.info("devices   %s", summary.describe_mesh(parts.mesh))
+  log.info("model     %s", summary.describe_parameters(parts.state))
+  log.info("data      %s %s", dataset.name, dataset.version)
+  with (
+    jax.set_mesh(parts.mesh),
+    nn.logical_axis_rules(sharding.RULES),
+    workdir_lib.opened(workdir, config, summary.facts(parts.mesh, parts.state)),
+  ):
+    workdir_lib.write_skipped(workdir, getattr(dataset, "skipped", []))
+    try:
+      run(changed=bool(changes))
+    except Stopped as stopped:
+      log.info("stopped by %s at step %d; to go on:", stopped, run.step)
+      log.info("  %s --workdir=%s", command, shlex.quote(str(workdir)))
+      return None
+  return _report(workdir)
+
+
+class Run:
+  """The loop over steps, and the place it is at.
+
+  Attributes:
+    step: steps made.
+    state: the train state after them.
+    position: of this process's data iterator after them.
+  """
+
+  def __init__(self, parts: Parts, dataset: Dataset, workdir: pathlib.Path):
+    config = parts.config
+    self.parts, self.config, self.dataset, self.workdir = parts, config, dataset, workdir
+    self.step, self.state, self.position = 0, None, b""
+    self.interrupt = Interrupt()
+    context = EvalContext(
+      model=parts.model,
+      tokenizer=parts.tokenizer,
+      dataset=dataset,
+      prompt=Prompt(**config.prompt.to_dict()),
+      data_config=config.data,
+      seed=config.seed,
+      workdir=workdir,
+      mesh=parts.mesh,
+      put=parts.put,
+    )
+    self.evaluators: dict[str, Evaluator] = {
+      name: EVALUATORS[section.type](name, section, context)
+      for name, section in config.evals.items()
+    }
+
+  def __call__(self, *, changed: bool) -> None:
+    """Trains to the last step. Raises Stopped, with everything saved, when a signal asks for it.
+
+    Args:
+      changed: whether results from before must be made again because the config is another.
+    """
+    checkpoints = Checkpointer(self.workdir / "checkpoints", keep=self.config.checkpoint.keep)
+    with checkpoints, self.interrupt:
+      self._restore(checkpoints)
+      if changed:
+        workdir_lib.drop_results(self.workdir, self.step)
+      with MetricWriter(self.workdir, step=self.step) as writer:
+        try:
+          self._loop(checkpoints, writer)
+        except Stopped:
+          self._save(checkpoints)
+          raise
+
+  def _restore(self, checkpoints: Checkpointer) -> None:
+    found = checkpoints.restore(self.parts.state)
+    if found is None:
+      self.state = self.parts.create(self.config.seed)
+      return
+    self.step, self.state, self.position = found
+    log.info("resumed from step %d", self.step)
+    if self.step > (last := self.config.train.num_steps):
+      raise UserError(f"the checkpoint is at step {self.step}, beyond train.num_steps = {last}")
+
+  def _save(self, checkpoints: Checkpointer) -> None:
+    config = config_lib.to_dict(self.config)
+    checkpoints.save(self.step, self.state, self.position, config)
+
+  def _loop(self, checkpoints: Checkpointer, writer: MetricWriter) -> None:
+    config, every = self.config.train, self.config.checkpoint.every
+    if self.step:
+      self._evaluate(writer)  # what a kill right after the save cut off
+    if self.step == config.num_steps:
+      return
+    began, before, first = time.monotonic(), writer.last.get("train/seconds", 0.0), self.step + 1
+    step_fn = jit_train_step(self.parts)
+    with self._batches() as batches, Progress(self.step, config.num_steps) as progress:
+      window = Window(config.batch_size, lambda: batches.wait_seconds)
+      for batch in itertools.islice(batches, config.num_steps - self.step):
+        self.state, metrics = step_fn(self.state, batch)
+        self.step, self.position = self.step + 1, batches.get_state()
+        window.add(metrics)
+        progress.advance()
+        if self.step == first:
+          jax.block_until_ready(metrics)
+          log.info("first step after %.1f s, most of it compilation", time.monotonic() - began)
+          window.restart_clock()
+        last = self.step == config.num_steps
+        if last or self.step % config.log_every == 0:
+          scalars = window.close()
+          scalars["train/lr"] = self._learning_rate(skipped=scalars["train/bad_steps"])
+          scalars["train/seconds"] = before + time.monotonic() - began
+          writer.write(self.step, scalars)
+          progress.show(self.step, scalars)
+        if self.step % min(config.log_every, config.max_bad_steps) == 0:
+          self._check_finite(int(metrics["bad_in_a_row"]))
+        if last or (every and self.step % every == 0):
+          self._save(checkpoints)
+        self._check_interrupt()
+        if self._evaluate(writer):
+          window.restart_clock()
+
+  @contextlib.contextmanager
+  def _batches(self) -> Iterator[prefetch_to_device]:
+    """Device batches from `position` on."""
+    iterator = train_iterator(
+      self.dataset,
+      self.parts.tokenizer,
+      self.config,
+      seed=self.config.seed,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    if self.position:
+      iterator.set_state(self.position)
+    batches = prefetch_to_device(iterator, self.parts.put)
+    try:
+      yield batches
+    finally:
+      batches.close()
+      iterator.close()
+
+  def _learning_rate(self, *, skipped: float) -> float:
+    """Of the update made last: skipped steps do not advance the schedule."""
+    schedule = optim.make_schedule(self.config.optimizer, self.config.train.num_steps)
+    return float(schedule(max(self.step - skipped - 1, 0)))
+
+  def _check_finite(self, bad_in_a_row: int) -> None:
+    if bad_in_a_row >= self.config.train.max_bad_steps:
+      raise UserError(
+        f"step {self.step}: the loss or its gradient was not finite {bad_in_a_row} times in a row; "
+        "lower config.optimizer.lr or config.optimizer.clip_norm, or look at the data"
+      )
+
+  def _check_interrupt(self) -> None:
+    """Raises Stopped on every process once a signal has reached one of them."""
+    if jax.process_count() == 1:
+      self.interrupt.check()
+    elif self.step % self.config.train.log_every == 0:
+      asked = multihost_utils.process_allgather(np.asarray(bool(self.interrupt.signal)))
+      if asked.any():
+        raise Stopped(self.interrupt.signal or "a signal to another process")
+
+  def _evaluate(self, writer: MetricWriter) -> bool:
+    """Runs the evaluators that are due at this step; True if any had to run.
+
+    Results that are there already, of a run that was killed later, are taken over.
+    """
+    ran = False
+    for name, evaluator in self.evaluators.items():
+      if not _due(self.config, name, self.step):
+        continue
+      path = workdir_lib.results_path(self.workdir, name, self.step)
+      if not path.exists():
+        # The checkpoint holds this step, so an evaluation may be thrown away half-done. With
+        # several processes it may not: the others would wait for this one.
+        alone = jax.process_count() == 1
+        with self.interrupt.at_once() if alone else contextlib.nullcontext():
+          evaluator.run(self.state.eval_params, self.step)
+        ran = True
+      measured = json.loads(path.read_text())["metrics"]
+      writer.write(self.step, {key: value["value"] for key, value in measured.items()})
+    return ran
+
+
+def _due(config: ml_collections.ConfigDict, name: str, step: int) -> bool:
+  every = config.evals[name].every
+  return step == config.train.num_steps or bool(every and step % every == 0)
+
+
+def _is_finished(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
+  last = config.train.num_steps
+  results = (workdir_lib.results_path(workdir, name, last) for name in config.evals)
+  return Checkpointer.has_step(workdir / "checkpoints", last) and all(p.exists() for p in results)
+
+
+def _report(workdir: pathlib.Path) -> None:
+  if jax.process_index() == 0:
+    path = report.write_report(workdir)
+    log.info("\n%s\n\nreport    %s", report.fewshot_table(workdir), path)

@@ -1,0 +1,105 @@
+"""The folder of a run: whose it is, which config it has, and that one process writes it."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from medflax import config as config_lib
+from medflax.utils import UserError, git_hash, write_atomic
+
+log = logging.getLogger(__name__)
+
+CONFIG, ENVIRONMENT, LOCK = "config.json", "environment.json", ".lock"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> list[str]:
+  """Looks at a workdir before anything is built; creates nothing.
+
+  Returns:
+    The differences to the config that the run was started with, one a line; empty for a new run.
+
+  Raises:
+    UserError: if the folder is not writable, holds something else than a run, or has another
+      config and `checkpoint.allow_config_change` is off.
+  """
+  there = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
+  if not there.is_dir():
+    raise UserError(f"workdir {workdir}: {there} is a file")
+  if not os.access(there, os.W_OK | os.X_OK):
+    raise UserError(f"workdir {workdir}: {there} is not writable; choose another --workdir")
+  path = workdir / CONFIG
+  if not path.exists():
+    foreign = [p.name for p in workdir.iterdir() if p.name[0] != "."] if workdir.exists() else []
+    if foreign:
+      raise UserError(
+        f"workdir {workdir} is not a run (no {CONFIG}, but {min(foreign)}); choose an empty one"
+      )
+    return []
+  try:
+    saved = json.loads(path.read_text())
+  except json.JSONDecodeError:
+    raise UserError(f"workdir {workdir}: {CONFIG} is not JSON; choose another --workdir") from None
+  changes = config_lib.diff(saved, config_lib.to_dict(config))
+  changes = [line for line in changes if not line.startswith("checkpoint.allow_config_change:")]
+  if changes and not config.checkpoint.allow_config_change:
+    raise UserError(
+      f"workdir {workdir} has another config ({'; '.join(changes)}); use another --workdir, or "
+      "--config.checkpoint.allow_config_change=true to go on with the new one"
+    )
+  return changes
+
+
+@contextlib.contextmanager
+def opened(workdir: pathlib.Path, config: ml_collections.ConfigDict, facts: dict) -> Iterator[None]:
+  """Creates the workdir with its `config.json` and `environment.json`, and holds its lock.
+
+  Args:
+    facts: JSON values that describe the run, stored beside the versions.
+
+  Raises:
+    UserError: if another process is training in it.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  with (workdir / LOCK).open("a") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(f"workdir {workdir}: another process is training here") from None
+    write_atomic(workdir / CONFIG, json.dumps(config_lib.to_dict(config), indent=2) + "\n")
+    write_atomic(workdir / ENVIRONMENT, json.dumps(environment() | facts, indent=2) + "\n")
+    yield
+
+
+def environment() -> dict[str, Any]:
+  """The commit and the versions that a result depends on."""
+  versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  return {"git": git_hash(), "python": platform.python_version(), **versions}
+
+
+def write_skipped(workdir: pathlib.Path, skipped: Sequence[Mapping[str, Any]]) -> None:
+  """Lists the samples that the data set left out, one JSON object a line."""
+  write_atomic(workdir / "skipped.jsonl", "".join(json.dumps(row) + "\n" for row in skipped))
+
+
+def results_path(workdir: pathlib.Path, name: str, step: int) -> pathlib.Path:
+  """Where an evaluator leaves its results of a step."""
+  return workdir / "evals" / name / str(step) / "results.json"
+
+
+def drop_results(workdir: pathlib.Path, step: int) -> None:
+  """Removes the evaluations from `step` on: of another config, they no longer hold."""
+  for folder in workdir.glob("evals/*/*"):
+    if int(folder.name) >= step:
+      log.warning("removed %s, which was made with the former config", folder)
+      shutil.rmtree(folder)
