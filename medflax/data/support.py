@@ -84,23 +84,27 @@ class PoolEpisodes(Sequence[Episode]):
     """Positions in the pool of episode `index`'s support samples, in the order shown."""
     rng = np.random.default_rng((*self._seed, index))
     count = int(rng.integers(self._low, self._high + 1))
-    same_topic = self._by_topic[self._query_topics[query]]
-    chosen = self._draw(rng, same_topic, query, count)
-    if len(chosen) < count:
-      others = np.setdiff1d(np.arange(len(self._pool)), same_topic)
-      chosen = np.concatenate([chosen, self._draw(rng, others, query, count - len(chosen))])
-    return rng.permutation(chosen).tolist()
+    chosen: list[int] = []
+    for candidates in (self._by_topic[self._query_topics[query]], np.arange(len(self._pool))):
+      if len(chosen) < count:
+        excluded = int(self._query_groups[query])
+        chosen += self._draw(rng.permutation(candidates), count - len(chosen), excluded, chosen)
+    return rng.permutation(np.array(chosen, int)).tolist()
 
   def _draw(
-    self, rng: np.random.Generator, candidates: Int[np.ndarray, " n"], query: int, count: int
-  ) -> Int[np.ndarray, " m"]:
-    """Up to `count` of `candidates` outside the query's group, new groups first."""
-    shuffled = rng.permutation(candidates)
-    shuffled = shuffled[self._groups[shuffled] != self._query_groups[query]]
-    _, first = np.unique(self._groups[shuffled], return_index=True)
-    repeats = np.ones(len(shuffled), bool)
-    repeats[first] = False
-    return shuffled[np.argsort(repeats, kind="stable")][:count]
+    self, shuffled: Int[np.ndarray, " n"], count: int, excluded: int, chosen: list[int]
+  ) -> list[int]:
+    """The first `count` not in the `excluded` group nor `chosen`, those of new groups before."""
+    fresh, repeats, groups = [], [], {excluded}
+    for index in shuffled.tolist():
+      group = int(self._groups[index])
+      if group == excluded or index in chosen:
+        continue
+      (repeats if group in groups else fresh).append(index)
+      groups.add(group)
+      if len(fresh) == count:
+        break
+    return (fresh + repeats)[:count]
 
 
 def _codes(*columns: Sequence[str]) -> tuple[int, list[Int[np.ndarray, " n"]]]:

@@ -338,6 +338,17 @@ def test_a_good_dicom_tells_nothing_about_the_patient(tmp_path):
   assert set(vars(media)) == {"array", "kind"}
 
 
+def test_complaints_about_a_damaged_file_do_not_quote_it(tmp_path, caplog):
+  path = dicom(tmp_path / "a.dcm", HOUNSFIELD)
+  content = bytearray(path.read_bytes())
+  length = content.index(b"\x02\x00\x10\x00UI") + 6  # of the transfer syntax, grown over the name
+  content[length : length + 2] = (300).to_bytes(2, "little")
+  assert SECRET.encode() in content[length : length + 302]
+  path.write_bytes(content)
+  assert "Secret" not in fails(path)
+  assert "Secret" not in caplog.text
+
+
 # All formats
 
 

@@ -4,6 +4,7 @@ Only the elements listed in `_ELEMENTS` are read from a file: pixels and how to 
 about the patient. No value of the header reaches a sample, an error message or a log.
 """
 
+import logging
 import math
 import pathlib
 import warnings
@@ -36,8 +37,9 @@ _ELEMENTS = [
   "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 
-# What pydicom complains about, it quotes.
+# What pydicom complains about, it quotes: a name in a damaged file would end up in the log.
 warnings.filterwarnings("ignore", module=r"pydicom\.")
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 def read_dicom(path: pathlib.Path) -> Pixels:
