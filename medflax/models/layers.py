@@ -37,7 +37,8 @@ def remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
 
 def param_init(init: jax.nn.initializers.Initializer, *axes: str | None):
   """`init` with logical axis names attached to the parameter it makes."""
-  return nn.with_logical_partitioning(init, axes)
+  # No rules: linen would constrain the flat kernel that it reshapes, which has another rank.
+  return nn.with_logical_partitioning(init, axes, rules=())
 
 
 def dense(
