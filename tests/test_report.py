@@ -40,8 +40,9 @@ def make_workdir(path: pathlib.Path, seed: int = 0) -> pathlib.Path:
   }
   _write_json(path / "config.json", config)
   environment = {
-    "versions": {"medflax": "0.1.0", "python": "3.11.7", "jax": "0.10.2", "flax": "0.12.8"},
     "git": "0123456789ab",
+    "python": "3.11.7",
+    "jax": "0.10.2",
     "device": "cpu",
     "num_devices": 1,
     "parameters": 1_234_567,
@@ -241,7 +242,7 @@ def test_report_shows_every_part(workdir):
     "the PNG ends early",
     "0123456789ab",
     "&quot;schedule&quot;: &quot;cosine&quot;",
-    "jax 0.10.2",
+    "<th>jax</th><td>0.10.2</td>",
   ):
     assert text in page, text
   assert 'class="media wide"' in page  # the strip of a volume's slices

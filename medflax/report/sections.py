@@ -142,7 +142,7 @@ def skipped_section(run: Run) -> str:
 def provenance_section(run: Run) -> str:
   """Config, versions and the commit: what it takes to run this again."""
   rows = "".join(
-    f"<tr><th>{_text(key)}</th><td>{_text(_inline(value))}</td></tr>"
+    f"<tr><th>{_text(key)}</th><td>{_text(value)}</td></tr>"
     for key, value in run.environment.items()
   )
   torn = f"<p>Unreadable lines of metrics.jsonl, left out: {run.torn}.</p>" if run.torn else ""
@@ -325,10 +325,6 @@ def _count(number: int) -> str:
 def _duration(seconds: float) -> str:
   hours, minutes = divmod(round(seconds) // 60, 60)
   return f"{hours} h {minutes} min" if hours else f"{minutes} min {round(seconds) % 60} s"
-
-
-def _inline(value: Any) -> str:
-  return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _section(heading: str, body: str) -> str:
