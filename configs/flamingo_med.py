@@ -178,7 +178,14 @@ def folder(config: ConfigDict) -> None:
   config.data.max_media = dict(image=5, volume=0)
   config.evals = dict(
     perplexity=dict(type="perplexity", every=200, task="vqa", split="val"),
-    vqa=dict(type="fewshot_vqa", every=0, task="vqa", split="test", num_shots=(0, 1, 2, 4)),
+    vqa=dict(
+      type="fewshot_vqa",
+      every=0,
+      task="vqa",
+      split="test",
+      num_shots=(0, 1, 2, 4),
+      num_episodes=512,
+    ),
   )
 
 

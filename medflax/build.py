@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ def build(config: ml_collections.ConfigDict) -> Parts:
       f"config.train.batch_size = {rows} must be a multiple of mesh.data × mesh.fsdp × "
       f"optimizer.accumulate = {ways} × {config.optimizer.accumulate}"
     )
-  model = build_model(config.model)
+  model = build_model(flax.core.freeze(config.model.to_dict()))  # evaluators hash it
   tx = optim.make_optimizer(config.optimizer, config.train.num_steps)
   optim.compile_regex(config.trainable, "config.trainable")
   row = collate([[]], row_shape(config.data), tokenizer.pad_id)

@@ -111,7 +111,7 @@ def train_step(
     args, kwargs = model_inputs(rows)
     rngs = {"dropout": jax.random.fold_in(rng, index)}
     params = state.replace(trainable=trainable).params
-    logits = model.apply({"params": params}, *args, **kwargs, deterministic=False, rngs=rngs)
+    logits = model.apply({"params": params}, *args, **kwargs, rngs=rngs)
     return jax.tree.map(lambda x: x / num_targets, cross_entropy(logits, batch=rows, z_loss=z_loss))
 
   def add(total, indexed_rows):

@@ -69,11 +69,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, command: 
   log.info("devices   %s", summary.describe_mesh(parts.mesh))
   log.info("model     %s", summary.describe_parameters(parts.state))
   log.info("data      %s %s", dataset.name, dataset.version)
-  with (
-    jax.set_mesh(parts.mesh),
-    nn.logical_axis_rules(sharding.RULES),
-    workdir_lib.opened(workdir, config, summary.facts(parts.mesh, parts.state)),
-  ):
+  with workdir_lib.opened(workdir, config, summary.facts(parts.mesh, parts.state)):
     workdir_lib.write_skipped(workdir, getattr(dataset, "skipped", []))
     try:
       run(changed=bool(changes))
@@ -127,7 +123,8 @@ class Run:
         workdir_lib.drop_results(self.workdir, self.step)
       with MetricWriter(self.workdir, step=self.step) as writer:
         try:
-          self._loop(checkpoints, writer)
+          with jax.set_mesh(self.parts.mesh), nn.logical_axis_rules(sharding.RULES):
+            self._loop(checkpoints, writer)
         except Stopped:
           self._save(checkpoints)
           raise
