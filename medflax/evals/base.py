@@ -53,7 +53,7 @@ class Evaluator(Protocol):
     ...
 
 
-def read_settings(cls: type[T], name: str, config: Mapping[str, Any]) -> T:
+def read_settings(cls: type[T], name: str, config: Any) -> T:
   """`config.evals.<name>` as the dataclass `cls`; lists become tuples.
 
   Raises:
@@ -77,7 +77,7 @@ def check_task(name: str, task: str, dataset: Dataset) -> None:
     raise UserError(f"config.evals.{name}.task: {dataset.name} has no task {task!r}{hint}")
 
 
-def check_names(name: str, field: str, names: Sequence[str], known: Sequence[str]) -> None:
+def check_names(name: str, field: str, names: Sequence[str], known: Iterable[str]) -> None:
   """Raises UserError if `config.evals.<name>.<field>` lists an unknown name."""
   for given in names:
     if given not in known:

@@ -1,0 +1,172 @@
+"""The few-shot evaluator with a model that answers what the query's pixels show."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medflax.data.documents import Episode
+from medflax.evals import EVALUATORS
+from medflax.evals.fewshot_vqa import bucket_of
+from medflax.utils import UserError
+
+CONFIG = {
+  "type": "fewshot_vqa",
+  "every": 0,
+  "task": "side",
+  "num_shots": [0, 1, 4],
+  "num_episodes": 12,
+  "batch_size": 8,
+  "num_pictured": 2,
+}
+
+
+def evaluate(context, params, step=7, **changes):
+  evaluator = EVALUATORS["fewshot_vqa"]("side", CONFIG | changes, context)
+  metrics = evaluator.run(params, step)
+  folder = context.workdir / "evals" / "side" / str(step)
+  lines = (folder / "samples.jsonl").read_text().splitlines()
+  results = json.loads((folder / "results.json").read_text())
+  return metrics, results, [json.loads(line) for line in lines], folder
+
+
+def test_oracle_is_right_and_blind_controls_are_not(make_context, lungs, params):
+  metrics, results, samples, _ = evaluate(make_context(lungs), params)
+  for shots in (0, 1, 4):
+    prefix = f"side/{shots}shot"
+    assert metrics[f"{prefix}/exact_match"].value == 1
+    assert metrics[f"{prefix}/exact_match@no_image"].value == 0
+    assert metrics[f"{prefix}/exact_match@shuffled"].value < 1
+    assert metrics[f"{prefix}/chance"].value == pytest.approx(1 / 3)
+    assert metrics[f"{prefix}/majority"].value == pytest.approx(1 / 3)
+    assert {m.n for name, m in metrics.items() if name.startswith(prefix)} == {12}
+  assert list(results["metrics"]) == list(metrics)
+  assert results["metrics"] == {name: value.to_json() for name, value in metrics.items()}
+  assert (results["task"], results["task_version"], results["step"]) == ("side", "1.2.0", 7)
+  assert results["notes"] == []
+  assert results["programs"] == {"embed": 1, "generate": 2}
+  assert len(samples) == 3 * 3 * 12
+
+
+def test_samples_tell_everything(make_context, lungs, params):
+  _, _, samples, _ = evaluate(make_context(lungs), params)
+  [first] = [s for s in samples if (s["id"], s["num_shots"], s["condition"]) == ("2-1", 1, "image")]
+  assert first == {
+    "id": "2-1",
+    "group": "patient 2",
+    "task": "side",
+    "num_shots": 1,
+    "condition": "image",
+    "question": "What is seen, at once?",
+    "answer": "3.5 cm",
+    "prediction": "3.5 cm",
+    "correct": True,
+    "stop": "stop_token",
+    "choices": ["left lung", "right lung", "3.5 cm"],
+    "meta": {"plane": "axial"},
+    "media": [],
+    "support": [
+      {
+        "id": "3-0",
+        "question": "What is seen, in this long-winded question?",
+        "answer": "left lung",
+        "media": [],
+      }
+    ],
+  }
+
+
+def test_shuffled_media_are_one_foreign_patients(make_context, lungs, params):
+  _, _, samples, _ = evaluate(make_context(lungs), params)
+  foreign = {}
+  for sample in samples:
+    if sample["condition"] == "shuffled" and sample["num_shots"] == 4:
+      foreign.setdefault(sample["group"], set()).add(sample["prediction"])
+  assert all(len(predictions) == 1 for predictions in foreign.values())
+  # A permutation of the patients keeps how often each class is shown.
+  assert sorted(p for [p] in foreign.values()) == sorted(["left lung", "right lung", "3.5 cm"] * 2)
+
+
+def test_pictures_stand_where_samples_say(make_context, lungs, params):
+  _, _, samples, folder = evaluate(make_context(lungs), params)
+  pictured = [s for s in samples if s["media"]]
+  assert len(pictured) == 3 * 2
+  assert all(s["condition"] == "image" for s in pictured)
+  named = [path for s in pictured for part in (s, *s["support"]) for path in part["media"]]
+  assert len(set(named)) == len(named) == 2 * (1 + 2 + 5)
+  assert {str(p.relative_to(folder)) for p in folder.rglob("*.png")} == set(named)
+  assert np.asarray(Image.open(folder / named[0])).shape == (4, 4)
+
+
+def test_same_inputs_same_bytes(make_context, lungs, params):
+  folder = evaluate(make_context(lungs), params)[-1]
+  read = lambda: {p.name: p.read_bytes() for p in folder.rglob("*.*") if p.is_file()}
+  before = read()
+  evaluate(make_context(lungs), params, batch_size=4)
+  assert read() == before
+
+
+def test_one_program_serves_every_number_of_shots_of_a_bucket():
+  assert [bucket_of(k) for k in (0, 1, 2, 4, 8, 9, 500)] == [2, 2, 2, 8, 8, 32, 500]
+
+
+def test_length_is_a_reason_to_stop(make_context, lungs, params):
+  _, _, samples, _ = evaluate(make_context(lungs), params, max_new_tokens=1)
+  assert {s["stop"] for s in samples if s["answer"] == "left lung"} == {"length"}
+
+
+def test_volumes_and_several_media(make_context, lungs, params):
+  lungs.kinds = ("image", "volume")
+  metrics, results, samples, folder = evaluate(make_context(lungs), params, num_shots=[1])
+  assert metrics["side/1shot/exact_match"].value == 1
+  assert results["programs"] == {"embed": 2, "generate": 1}
+  assert [len(samples[0]["media"]), len(samples[0]["support"][0]["media"])] == [2, 2]
+  assert np.asarray(Image.open(folder / samples[0]["media"][1])).shape == (4, 8)
+
+
+def test_questions_without_media(make_context, lungs, params):
+  lungs.kinds = ()
+  metrics, results, samples, _ = evaluate(make_context(lungs), params, num_shots=[1])
+  assert {s["prediction"] for s in samples} == {"unknown"}
+  assert "side/1shot/exact_match@no_image" not in metrics
+  assert results["notes"][1] == "1shot@no_image leaves out 12 of 12 questions: they have no media"
+  assert results["programs"] == {"embed": 0, "generate": 1}
+
+
+def test_a_control_that_cannot_be_run_is_told(make_context, lungs, params):
+  lungs.num_groups = 1
+  metrics, results, _, _ = evaluate(make_context(lungs), params, num_shots=[0])
+  assert "side/0shot/exact_match@shuffled" not in metrics
+  assert "side/0shot/exact_match@no_image" in metrics
+  [note] = results["notes"]
+  assert note.startswith("0shot@shuffled leaves out 2 of 2 questions: no other group")
+
+
+@pytest.mark.parametrize("culprit", ["id", "group"])
+def test_leaks_are_refused(make_context, lungs, params, culprit):
+  class Leaky(type(lungs)):
+    def episodes(self, task, split, num_shots, num_episodes=None):
+      shot = self.sample(0, 0 if culprit == "id" else 1)
+      return [Episode(self.sample(0), (shot,) * num_shots)]
+
+  with pytest.raises(UserError, match="'0-0' of group 'patient 0' would be evaluated with"):
+    evaluate(make_context(Leaky()), params, num_shots=[1])
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"tusk": "side"}, "unknown field config.evals.side.tusk; did you mean 'task'"),
+    ({"task": "sides"}, "lungs has no task 'sides'; did you mean 'side'"),
+    ({"controls": ["shufled"]}, "controls: unknown 'shufled'; did you mean 'shuffled'"),
+  ],
+)
+def test_bad_settings_fail_when_built(make_context, lungs, changes, message):
+  with pytest.raises(UserError, match=message):
+    EVALUATORS["fewshot_vqa"]("side", CONFIG | changes, make_context(lungs))
+
+
+def test_a_missing_field_is_named(make_context, lungs):
+  with pytest.raises(UserError, match=r"config\.evals\.x lacks the field 'task'"):
+    EVALUATORS["fewshot_vqa"]("x", {"type": "fewshot_vqa", "every": 0}, make_context(lungs))
