@@ -3,7 +3,9 @@
 The batch contract is in docs/design.md; this module fills its keys.
 """
 
+import bisect
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypedDict
 
@@ -80,10 +82,10 @@ class _Chunk:
     A token that straddles two texts belongs to the one it ends in.
     """
     ids, ends = tokenizer.spans("".join(text.text for text in texts))
-    stops = np.cumsum([len(text.text) for text in texts])
+    stops = list(itertools.accumulate(len(text.text) for text in texts))
     roles = [_TARGET if text.loss else _TEXT for text in texts]
     self.tokens += ids
-    self.roles += [roles[i] for i in np.searchsorted(stops, ends)]
+    self.roles += [roles[bisect.bisect_left(stops, end)] for end in ends]
 
 
 def _chunks(document: Document, tokenizer: Tokenizer) -> list[_Chunk]:
@@ -277,23 +279,3 @@ def _media_arrays(
     media[row, slot] = array / np.float32(255) if floats and array.dtype == np.uint8 else array
     ordinals[row, slot] = ordinal
   return {f"media/{kind}": media, f"media_ordinal/{kind}": ordinals}
-
-
-def left_pad_batch(
-  encodeds: Sequence[Encoded], pad_id: int, length: int, max_media: Mapping[str, int]
-) -> Batch:
-  """A batch of prompts for generation: one document a row, padding on the left.
-
-  Args:
-    encodeds: documents without answers, each at most `length` tokens.
-    pad_id: of the tokenizer.
-    length: tokens of a row.
-    max_media: media slots by kind; a kind none of the documents has gets no key.
-
-  Returns:
-    The batch of docs/design.md; `segment_ids` is 0 on padding and `loss_mask` 0 everywhere.
-  """
-  items = {media.kind: media.array.shape for encoded in encodeds for media in encoded["media"]}
-  media = {kind: (max_media.get(kind, 0), *items[kind]) for kind in sorted(items)}
-  rows = [[encoded] for encoded in encodeds]
-  return collate(rows, RowShape(length, media), pad_id, left_pad=True)

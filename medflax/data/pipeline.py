@@ -12,7 +12,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -41,7 +41,7 @@ _STATE_FORMAT = 1
 
 
 def row_shape(config: ml_collections.ConfigDict) -> RowShape:
-  """The shapes of one row of a training or perplexity batch.
+  """The shapes of one row of a training batch.
 
   Args:
     config: `config.data`; a kind with 0 slots in `max_media` gets no array.
@@ -77,19 +77,8 @@ class EncodeEpisode:
     )
 
 
-def _encoder(tokenizer: Tokenizer, config: ml_collections.ConfigDict) -> EncodeEpisode:
-  prompt = Prompt(**config.prompt.to_dict())
-  return EncodeEpisode(tokenizer, prompt, config.data.media_rule, row_shape(config.data))
-
-
 def _num_shots(value: Any) -> int | tuple[int, int]:
   return value if isinstance(value, int) else (value[0], value[1])
-
-
-def _local_rows(batch_size: int, process_count: int, what: str) -> int:
-  if batch_size % process_count:
-    raise UserError(f"{what} = {batch_size} must be a multiple of the {process_count} processes")
-  return batch_size // process_count
 
 
 def _training_documents(
@@ -238,54 +227,29 @@ def train_iterator(
   Raises:
     UserError: if the mixture or the batch size does not fit.
   """
-  local_rows = _local_rows(config.train.batch_size, process_count, "train.batch_size")
-  encode = _encoder(tokenizer, config)
+  local_rows, rest = divmod(config.train.batch_size, process_count)
+  if rest:
+    raise UserError(
+      f"train.batch_size = {config.train.batch_size} must be a multiple of the "
+      f"{process_count} processes"
+    )
+  prompt, shape = Prompt(**config.prompt), row_shape(config.data)
+  encode = EncodeEpisode(tokenizer, prompt, config.data.media_rule, shape)
   documents = _training_documents(
     dataset, encode, config, seed=seed, process_index=process_index, process_count=process_count
   ).to_iter_dataset(_READ)
   if config.data.num_workers:
     documents = documents.mp_prefetch(grain.MultiprocessingOptions(config.data.num_workers))
-  packed = PackIterDataset(documents, encode.shape, config.data.packing_bins, seed)
+  packed = PackIterDataset(documents, shape, config.data.packing_bins, seed)
   return TrainIterator(
     packed.batch(local_rows, batch_fn=list),
-    lambda rows: collate(rows, encode.shape, tokenizer.pad_id),
+    lambda rows: collate(rows, shape, tokenizer.pad_id),
     {
       "data.num_workers": config.data.num_workers,
       "process_index": process_index,
       "process_count": process_count,
     },
   )
-
-
-def eval_batches(
-  dataset: Dataset,
-  tokenizer: Tokenizer,
-  config: ml_collections.ConfigDict,
-  *,
-  task: str,
-  split: str,
-  num_shots: int,
-  num_documents: int,
-  batch_size: int,
-  process_index: int = 0,
-  process_count: int = 1,
-) -> Iterator[Batch]:
-  """The first `num_documents` of a split, one document a row, in batches of one fixed shape.
-
-  The last batch is filled up with empty rows (all padding, `loss_mask` 0). Process p gets the
-  p-th part of every batch's rows; all processes get the same number of batches.
-
-  Raises:
-    UserError: if `batch_size` is no multiple of `process_count`.
-  """
-  local_rows = _local_rows(batch_size, process_count, "the evaluation's batch size")
-  encode = _encoder(tokenizer, config)
-  episodes = dataset.episodes(task, split, num_shots, num_documents)
-  for start in range(0, len(episodes), batch_size):
-    first = start + process_index * local_rows
-    indices = range(first, first + local_rows)
-    rows = [[encode(episodes[i])] if i < len(episodes) else [] for i in indices]
-    yield collate(rows, encode.shape, tokenizer.pad_id)
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ from medflax.data.documents import (
   Text,
   episode_document,
 )
-from medflax.data.encode import MEDIA_RULES, RowShape, collate, encode_document, left_pad_batch
+from medflax.data.encode import MEDIA_RULES, RowShape, collate, encode_document
 from medflax.data.tokenizer import load_tokenizer
 from medflax.utils import UserError
 
@@ -194,7 +194,8 @@ def test_rows_that_do_not_fit_are_refused():
 
 def test_left_padded_prompts_end_together():
   short, long = (encode(document(*answers, with_answer=False)) for answers in ("a", "abc"))
-  batch = left_pad_batch([short, long], 7, 60, {"image": 4})
+  shape = RowShape(60, {"image": (4, 2, 2, 3)})
+  batch = collate([[short], [long]], shape, pad_id=7, left_pad=True)
   for row, encoded in enumerate((short, long)):
     pad = 60 - len(encoded["tokens"])
     assert batch["tokens"][row].tolist() == [7] * pad + encoded["tokens"].tolist()
@@ -203,11 +204,10 @@ def test_left_padded_prompts_end_together():
     assert batch["media_index"][row, pad:].tolist() == encoded["media_index"].tolist()
   assert batch["media_ordinal/image"].tolist() == [[1, 0, 0, 0], [1, 2, 3, 0]]
   assert not batch["loss_mask"].any()
-  assert "media/volume" not in batch
 
 
 def test_text_only_documents_have_no_media_arrays():
   doc = Document((Text("what is a tumour?"),), SOURCE)
-  batch = left_pad_batch([encode(doc, "next_image", bos=False)], 0, 10, {"image": 4})
+  batch = collate([[encode(doc, "next_image", bos=False)]], RowShape(10, {}), pad_id=0)
   assert not any(key.startswith("media/") for key in batch)
   assert not batch["media_index"].any()

@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 
 from medflax.data.documents import ENDLESS, Episode, Media, Prompt, Sample, Source
-from medflax.data.pipeline import eval_batches, prefetch_to_device, row_shape, train_iterator
+from medflax.data.pipeline import prefetch_to_device, row_shape, train_iterator
 from medflax.data.tokenizer import load_tokenizer
 from medflax.utils import UserError
 
@@ -250,21 +250,6 @@ def test_counters_add_up_and_tell_what_was_cut(iterate):
 def test_an_error_of_the_data_set_reaches_the_caller(iterate):
   with pytest.raises(UserError, match=r"a\.png: truncated"):
     next(iterate(make_config(a=entry("broken"))))
-
-
-def test_evaluation_covers_every_document_once_in_fixed_shapes():
-  options = {"task": "few", "split": "test", "num_shots": 1, "num_documents": 7, "batch_size": 4}
-  batches = list(eval_batches(Toy(), TOKENIZER, make_config(), **options))
-  assert documents(batches) == [("few", i) for i in range(7)]
-  assert [b["tokens"].shape for b in batches] == [(4, 48)] * 2
-  assert not batches[1]["loss_mask"][3].any()
-  assert not batches[1]["segment_ids"][3].any()
-  parts = [
-    list(eval_batches(Toy(), TOKENIZER, make_config(), process_index=p, process_count=2, **options))
-    for p in range(2)
-  ]
-  for batch, first, second in zip(batches, *parts, strict=True):
-    assert_same([{k: np.concatenate([first[k], second[k]]) for k in batch}], [batch])
 
 
 def test_prefetch_state_is_that_of_the_batch_handed_out(iterate):
