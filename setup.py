@@ -5,7 +5,6 @@ import pathlib
 from setuptools import find_packages, setup
 
 INSTALL_REQUIRES = [
-  "etils>=1.9",  # the path type that Orbax takes
   "flax>=0.12",  # linen modules; first to support jax 0.10
   "grain>=0.2.16",  # the input pipeline, whose iterator is part of a checkpoint
   "jax>=0.10",  # the last release line that still serves Python 3.11

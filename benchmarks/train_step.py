@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from medflax import config as config_lib
-from medflax import trainer
+from medflax.build import Parts, build, jit_train_step
 from medflax.parallel import sharding
 
 COLUMNS = (
@@ -33,7 +33,7 @@ WINDOWS = 3
 CONFIG = pathlib.Path(__file__).resolve().parent.parent / "configs/flamingo_med.py"
 
 
-def synthetic_batch(parts: trainer.Parts) -> dict[str, np.ndarray]:
+def synthetic_batch(parts: Parts) -> dict[str, np.ndarray]:
   """One document a row, as long as the row, its media spread evenly over the tokens."""
   rng = np.random.default_rng(0)
   shapes = {key: (leaf.shape, leaf.dtype) for key, leaf in parts.batch.items()}
@@ -70,12 +70,12 @@ def measure(variant: str, overrides: list[tuple[str, str]], steps: int) -> tuple
   """One row of the table."""
   config = config_lib.load_config(f"{CONFIG}:variant={variant}", overrides)
   config_lib.validate(config)
-  parts = trainer.build(config)
+  parts = build(config)
   with jax.set_mesh(parts.mesh), nn.logical_axis_rules(sharding.RULES):
     state, batch = parts.create(config.seed), parts.put(synthetic_batch(parts))
     jax.block_until_ready((state, batch))
     start = time.perf_counter()
-    step = trainer.jit_train_step(parts).lower(state, batch).compile()
+    step = jit_train_step(parts).lower(state, batch).compile()
     compile_seconds = time.perf_counter() - start
     state, metrics = jax.block_until_ready(step(state, batch))
     windows = []
