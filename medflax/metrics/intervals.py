@@ -14,8 +14,8 @@ from jaxtyping import Float, Shaped
 
 from medflax.utils import UserError
 
-# Resampling weights held at once; bounds memory at about 32 MiB whatever the number of groups.
-_MAX_WEIGHTS = 2**22
+# Groups drawn at once; bounds memory at some 16 MiB whatever their number.
+_MAX_DRAWS = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +90,9 @@ def _resampled_means(
   num_groups = len(sums)
   means = []
   while (missing := num_resamples - sum(map(len, means))) > 0:
-    size = min(missing, max(1, _MAX_WEIGHTS // num_groups))
-    counts = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=size)
-    drawn = counts @ totals
+    size = min(missing, max(1, _MAX_DRAWS // num_groups))
+    drawn = rng.integers(num_groups, size=(size, num_groups))
+    weight = totals[drawn].sum(axis=1)
     # A resample may hold only groups of weight 0: it says nothing and is drawn again.
-    means.append((counts @ sums)[drawn > 0] / drawn[drawn > 0])
+    means.append(sums[drawn].sum(axis=1)[weight > 0] / weight[weight > 0])
   return np.concatenate(means)

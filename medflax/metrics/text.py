@@ -1,5 +1,6 @@
 """Text metrics on short answers."""
 
+import functools
 import re
 import unicodedata
 
@@ -7,6 +8,7 @@ import unicodedata
 _DECIMAL = re.compile(r"(?<=\d)[.,](?=\d)")
 
 
+@functools.lru_cache(maxsize=4096)  # answers repeat
 def normalise(text: str) -> str:
   """The form in which answers are compared.
 
