@@ -77,7 +77,8 @@ def prompts(rows, num_media, length=None, seed=0):
     text["media_index"][here] = text["media_first"][here] = count
     ordinal[r, :count] = np.arange(1, count + 1)
     media[r, :count] = np.random.default_rng((seed, r)).normal(0, 3, (count, 8, 8, 1))
-  return text | {"media_ordinal": ordinal, "media": {"image": media}}
+  batch = text | {"media_ordinal": ordinal, "media": {"image": media}}
+  return jax.tree.map(jnp.asarray, batch)
 
 
 def run(model, params, batch, *, max_new_tokens=6, stop_ids=(STOP,)):
@@ -198,10 +199,11 @@ def test_embedding_by_chunks_is_embedding_by_rows(model_and_params):
   model, params = model_and_params
   batch = prompts(ROWS, NUM_MEDIA)
   features = MediaFeatures(lambda media: embed(model, params, media), chunk_size=3)
-  images = batch["media"]["image"].reshape(-1, 8, 8, 1)
+  images = np.asarray(batch["media"]["image"]).reshape(-1, 8, 8, 1)
   rows = np.array([features.add(image, "image") for image in images]).reshape(4, 2)
   features.finish()
-  expected = model.apply({"params": params}, batch["media"], method="embed_media")
+  apply = jax.jit(lambda media: model.apply({"params": params}, media, method="embed_media"))
+  expected = apply(batch["media"])
   np.testing.assert_allclose(features.take(rows), expected, atol=1e-4)
 
 
