@@ -60,7 +60,7 @@ def make_workdir(path: pathlib.Path, seed: int = 0) -> pathlib.Path:
       learnt = 1 - math.exp(-step / 260)
       values = {k: 0.5 + (value - 0.5) * learnt for k, value in final.items()}
       names = {f"binding/{k}shot/exact_match": value for k, value in values.items()}
-      lines.append({"step": step, **names})
+      lines.append({"step": step, "perplexity/loss": loss + 0.04, **names})
   _write_lines(path / "metrics.jsonl", lines)
 
   metrics = {}
@@ -80,8 +80,9 @@ def make_workdir(path: pathlib.Path, seed: int = 0) -> pathlib.Path:
   samples = [_volume_sample(rng, folder, index) for index in range(6)]
   _write_evaluation(folder, "volumes", metrics, samples)
 
+  samples = [{"id": f"binding-val-{i:05d}", "group": f"g{i}", "nll": 1.5} for i in range(3)]
   metrics = {"perplexity/loss": _measurement(0.41), "perplexity/per_token": _measurement(1.507)}
-  _write_evaluation(path / "evals/perplexity/1200", "all", metrics, [])
+  _write_evaluation(path / "evals/perplexity/1200", "all", metrics, samples)
   _write_lines(
     path / "skipped.jsonl",
     [{"line": 17, "id": "case-0031", "reason": "images/ct-17.png: the PNG ends early"}],
@@ -284,6 +285,14 @@ def test_report_without_one_part(tmp_path, part):
   (make_workdir(tmp_path) / part).unlink()
   links = _parse(write_report(tmp_path).read_text("utf-8"))
   assert not links.unbalanced
+
+
+def test_report_without_the_pictures(tmp_path):
+  for picture in make_workdir(tmp_path).glob("evals/*/*/media/*.png"):
+    picture.unlink()
+  page = write_report(tmp_path).read_text("utf-8")
+  assert "data:image/png" not in page
+  assert "✗ wrong" in page
 
 
 def test_foreign_or_damaged_workdirs_are_named(tmp_path):

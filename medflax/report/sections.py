@@ -69,7 +69,7 @@ def few_shot_section(run: Run) -> str:
 
 
 def training_section(run: Run) -> str:
-  """The loss, and every few-shot score over the run."""
+  """The loss, and every score over the run."""
   charts = []
   if loss := run.scalars.get("train/loss"):
     steps, values = _columns(loss)
@@ -79,12 +79,11 @@ def training_section(run: Run) -> str:
     charts.append(
       plots.line_chart([raw, smooth], title="Training loss", x_label="step", y_label="train loss")
     )
-  for name, lines in _curves_over_training(run).items():
-    charts.append(
-      plots.line_chart(
-        lines, title=name, x_label="step", y_label=name.replace("_", " "), y_range=(0, 1)
-      )
-    )
+  charts += _few_shot_curves(run)
+  for name in (name for evaluation in run.evaluations for name in other_metrics(evaluation)):
+    if len(points := run.scalars.get(name, ())) > 1:
+      line = plots.Series("", *_columns(points), plots.BLUE, marker="circle")
+      charts.append(plots.line_chart([line], title=name, x_label="step", y_label=name))
   return _section("Training", f'<div class="pair">{"".join(charts)}</div>') if charts else ""
 
 
@@ -106,7 +105,7 @@ def samples_section(run: Run) -> str:
   """Questions with their pictures, right and wrong answers of each evaluator."""
   parts = []
   for evaluation in run.evaluations:
-    pictured = [s for s in evaluation.samples if s["condition"] == IMAGE and s["media"]]
+    pictured = [s for s in evaluation.samples if s.get("condition") == IMAGE and s["media"]]
     chosen = [
       *_spread(s for s in pictured if not s["correct"]),
       *_spread(s for s in pictured if s["correct"]),
@@ -235,20 +234,20 @@ def _few_shot_table(grid: FewShot) -> str:
   )
 
 
-def _curves_over_training(run: Run) -> dict[str, list[plots.Series]]:
-  """For each few-shot metric a line per number of shots, where it was measured twice or more."""
-  charts = {}
-  for evaluation in run.evaluations:
-    for grid in few_shot(evaluation):
-      lines = []
-      for shots, color in zip(grid.shots, plots.SHADES, strict=False):
-        name = f"{grid.name}/{shots}shot/{grid.metric}"
-        if len(points := run.scalars.get(name, ())) > 1:
-          steps, values = _columns(points)
-          label = f"{shots} shots" if shots == grid.shots[-1] else str(shots)
-          lines.append(plots.Series(label, steps, values, color, marker="circle"))
-      if lines:
-        charts[f"{grid.name}: {grid.metric}"] = lines
+def _few_shot_curves(run: Run) -> list[str]:
+  """A chart of each few-shot metric that was measured twice or more: a line a number of shots."""
+  charts = []
+  for grid in (grid for evaluation in run.evaluations for grid in few_shot(evaluation)):
+    lines = []
+    for shots, color in zip(grid.shots, plots.SHADES, strict=False):
+      points = run.scalars.get(f"{grid.name}/{shots}shot/{grid.metric}", ())
+      if len(points) > 1:
+        label = f"{shots} shots" if shots == grid.shots[-1] else str(shots)
+        lines.append(plots.Series(label, *_columns(points), color, marker="circle"))
+    if lines:
+      name = f"{grid.name}: {grid.metric.replace('_', ' ')}"
+      chart = plots.line_chart(lines, title=name, x_label="step", y_label=name, y_range=(0, 1))
+      charts.append(chart)
   return charts
 
 
@@ -289,14 +288,19 @@ def _sample(sample: dict[str, Any], evaluation: Evaluation) -> str:
 def _images(paths: list[str], folder: pathlib.Path) -> str:
   return "".join(
     f'<img alt="" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
-    for data in ((folder / path).read_bytes() for path in paths)
+    for data in _pictures(paths, folder)
   )
 
 
 def _wide(paths: list[str], folder: pathlib.Path) -> str:
   """The class of strips of slices; a PNG's width and height are its bytes 16 to 24."""
-  sizes = [struct.unpack(">II", (folder / path).read_bytes()[16:24]) for path in paths]
+  sizes = [struct.unpack(">II", data[16:24]) for data in _pictures(paths, folder)]
   return " wide" if any(width > 2 * height for width, height in sizes) else ""
+
+
+def _pictures(paths: list[str], folder: pathlib.Path) -> list[bytes]:
+  """PNG files; none for those that somebody has tidied away since."""
+  return [(folder / path).read_bytes() for path in paths if (folder / path).is_file()]
 
 
 def _cell(measurement: Measurement) -> str:
