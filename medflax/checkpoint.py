@@ -12,8 +12,8 @@ import shutil
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from medflax.utils import UserError, write_atomic
 
@@ -24,13 +24,13 @@ class ProcessBytesHandler(ocp.CheckpointHandler):
   """Stores a few bytes per process, `process_<i>-of-<n>`: the position of its data iterator."""
 
   @staticmethod
-  def _file(directory: epath.Path) -> epath.Path:
+  def _file(directory: Any) -> Any:
     return directory / f"process_{jax.process_index()}-of-{jax.process_count()}"
 
-  def save(self, directory: epath.Path, args: "SaveBytes") -> None:
+  def save(self, directory: Any, args: "SaveBytes") -> None:
     self._file(directory).write_bytes(args.value)
 
-  def restore(self, directory: epath.Path, args: "RestoreBytes") -> bytes:
+  def restore(self, directory: Any, args: "RestoreBytes") -> bytes:
     return self._file(directory).read_bytes()
 
 
@@ -187,9 +187,22 @@ class Checkpointer:
       self._manager.reload()
 
 
+def read_state(directory: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+  """All arrays of a saved state by `path/to/leaf`, on the host, without knowing the model."""
+  handler = ocp.StandardCheckpointer()
+  with handler:
+    tree = handler.restore(pathlib.Path(directory).absolute() / str(step) / "state")
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
 def _leaf_types(tree: Any) -> dict[str, str]:
   """`{"path/to/leaf": "float32[3, 4]"}`, alike for live trees and for Orbax's metadata."""
   return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+    _name(path): f"{leaf.dtype}{list(leaf.shape)}"
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
+
+
+def _name(path: tuple) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -17,6 +17,9 @@ import ml_collections
 
 from medflax.utils import UserError, nearest
 
+Section = Mapping[str, Any] | ml_collections.ConfigDict
+SECTIONS = (Mapping, ml_collections.ConfigDict)  # the same for isinstance
+
 # What every config holds, and the type of each value. `Mapping` marks free-form sections: the
 # parts of the model are checked against the parts' fields, evaluators against theirs.
 SCHEMA = {
@@ -85,7 +88,7 @@ NOT_NEGATIVE = (
 )
 
 
-def pick(options: Mapping[str, Any], name: str, what: str) -> Any:
+def pick(options: Section, name: str, what: str) -> Any:
   """`options[name]`; an unknown name is a `UserError` with the nearest known one."""
   if name not in options:
     raise UserError(f"unknown {what} {name!r}{nearest(str(name), options)}")
@@ -150,7 +153,7 @@ def load_config(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_coll
     node: Any = config
     for i, section in enumerate(sections):
       node = pick(node, section, f"section of {_dotted('config', *sections[:i])}")
-      if not isinstance(node, Mapping | ml_collections.ConfigDict):
+      if not isinstance(node, SECTIONS):
         raise UserError(f"config.{name}: {_dotted('config', *sections[: i + 1])} is not a section")
     known = pick(node, field, f"field of {_dotted('config', *sections)}")
     with node.unlocked():
@@ -206,7 +209,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_section(section: Any, schema: Mapping[str, Any], where: str) -> None:
-  if not isinstance(section, Mapping | ml_collections.ConfigDict):
+  if not isinstance(section, SECTIONS):
     raise UserError(f"{where} must be a section, got {section!r}")
   for field in section:
     pick(schema, field, f"field of {where}")
@@ -221,14 +224,9 @@ def _check_section(section: Any, schema: Mapping[str, Any], where: str) -> None:
 
 def _check_type(value: Any, kind: Any, where: str) -> None:
   kinds = kind if isinstance(kind, tuple) else (kind,)
-  accepted = tuple(
-    {float: (float, int), tuple: (tuple, list), Mapping: (Mapping, ml_collections.ConfigDict)}.get(
-      k, k
-    )
-    for k in kinds
-  )
-  flat = tuple(t for a in accepted for t in (a if isinstance(a, tuple) else (a,)))
-  if not isinstance(value, flat) or (isinstance(value, bool) and bool not in kinds):
+  accepted = {float: (float, int), tuple: (tuple, list), Mapping: SECTIONS}
+  fits = any(isinstance(value, accepted.get(k, k)) for k in kinds)
+  if not fits or (isinstance(value, bool) and bool not in kinds):
     names = " or ".join("dict" if k is Mapping else k.__name__ for k in kinds)
     raise UserError(f"{where} must be {names}, got {value!r}")
 
@@ -267,7 +265,7 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return json.loads(json.dumps(config.to_dict()))
 
 
-def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any]:
+def flatten(config: Section) -> dict[str, Any]:
   """`{"a.b": value}` for every leaf; an empty section is a leaf."""
   out = {}
   for name, value in config.items():
@@ -277,7 +275,7 @@ def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, 
   return out
 
 
-def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def diff(old: Section, new: Section) -> list[str]:
   """One line per field that differs: `optimizer.lr: 0.001 -> 0.0003`."""
   old, new, missing = flatten(old), flatten(new), "(absent)"
   return [

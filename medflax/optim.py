@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ml_collections
 import optax
 
 from medflax.config import pick
@@ -29,17 +30,17 @@ def _warm(schedule: optax.Schedule, peak: float, warmup: int) -> optax.Schedule:
   return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup])
 
 
-def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
+def make_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Schedule:
   """Learning rate as a function of the number of updates made, from `config.optimizer`."""
-  make = pick(SCHEDULES, config["schedule"], "config.optimizer.schedule")
-  return make(config["lr"], num_steps, config["warmup_steps"], config["final_lr_fraction"])
+  make = pick(SCHEDULES, config.schedule, "config.optimizer.schedule")
+  return make(config.lr, num_steps, config.warmup_steps, config.final_lr_fraction)
 
 
-def _adamw(config: Mapping[str, Any], learning_rate) -> optax.GradientTransformation:
+def _adamw(config: ml_collections.ConfigDict, learning_rate) -> optax.GradientTransformation:
   """AdamW (Loshchilov & Hutter 2019); decay only on weights whose path matches `decay`."""
   return optax.chain(
-    optax.scale_by_adam(b1=config["b1"], b2=config["b2"], eps=config["eps"]),
-    optax.add_decayed_weights(config["weight_decay"], mask=matching(config["decay"])),
+    optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+    optax.add_decayed_weights(config.weight_decay, mask=matching(config.decay)),
     optax.scale_by_learning_rate(learning_rate),
   )
 
@@ -47,7 +48,9 @@ def _adamw(config: Mapping[str, Any], learning_rate) -> optax.GradientTransforma
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": _adamw}
 
 
-def make_optimizer(config: Mapping[str, Any], num_steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+  config: ml_collections.ConfigDict, num_steps: int
+) -> optax.GradientTransformation:
   """The update rule of `config.optimizer`: clip, optimise, scale by path.
 
   Gradient accumulation is not here: the train step averages micro-batches itself, so that the
@@ -56,12 +59,12 @@ def make_optimizer(config: Mapping[str, Any], num_steps: int) -> optax.GradientT
   Raises:
     UserError: for a regular expression that does not compile.
   """
-  for pattern in (config["decay"], *(pattern for pattern, _ in config["lr_multipliers"])):
+  for pattern in (config.decay, *(pattern for pattern, _ in config.lr_multipliers)):
     compile_regex(pattern, "config.optimizer")
-  steps = [optax.clip_by_global_norm(config["clip_norm"])] if config["clip_norm"] else []
-  make = pick(OPTIMIZERS, config["type"], "config.optimizer.type")
+  steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+  make = pick(OPTIMIZERS, config.type, "config.optimizer.type")
   steps.append(make(config, make_schedule(config, num_steps)))
-  for pattern, factor in config["lr_multipliers"]:
+  for pattern, factor in config.lr_multipliers:
     steps.append(optax.masked(optax.scale(factor), matching(pattern)))
   return optax.chain(*steps)
 

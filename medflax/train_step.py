@@ -12,29 +12,31 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from medflax.models.vlm import model_inputs
 
-Flat = dict[str, Any]
+Flat = Any  # dict[str, leaf]; a tree transformation may put anything in its place
 
 
 class TrainState(flax.struct.PyTreeNode):
   """Everything that training changes, and the frozen weights.
 
+  Leaves are arrays, or what stands for them: abstract arrays, boxed ones, shardings.
+
   Attributes:
-    step: batches consumed, skipped ones included.
+    step: batches consumed, skipped ones included; an int32 scalar.
     trainable, frozen: disjoint flat dicts by `path/to/leaf`.
     opt_state: the optimiser's state for `trainable`.
     bad_steps: skipped updates, in all and in a row up to now.
     ema: moving average of `trainable`; empty without `train.ema`.
   """
 
-  step: Int[Array, ""]
+  step: Any
   trainable: Flat
   frozen: Flat
   opt_state: Any
-  bad_steps: dict[str, Int[Array, ""]]
+  bad_steps: Flat
   ema: Flat
 
   @property
@@ -66,8 +68,8 @@ def create_state(
   )
 
 
-def target_weights(batch: Mapping[str, Array]) -> Float[Array, "b t-1"]:
-  """1 where token t + 1 is a target and token t belongs to the same document."""
+def target_weights(batch: Mapping[str, Array]) -> Float[Array, "b targets"]:
+  """[b, t - 1]: 1 where token i + 1 is a target and token i belongs to the same document."""
   segments = batch["segment_ids"]
   return batch["loss_mask"][:, 1:] * (segments[:, 1:] == segments[:, :-1])
 
@@ -128,7 +130,7 @@ def train_step(
   indexed = (jnp.arange(accumulate), jax.tree.map(split, dict(batch)))
   (metrics, grads), _ = jax.lax.scan(add, zeros, indexed)
 
-  grad_norm = optax.global_norm(grads)
+  grad_norm = optax.tree.norm(grads)
   ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
   updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
   trainable = optax.apply_updates(state.trainable, updates)

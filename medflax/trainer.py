@@ -70,6 +70,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, command: 
   log.info("model     %s", summary.describe_parameters(parts.state))
   log.info("data      %s %s", dataset.name, dataset.version)
   with workdir_lib.opened(workdir, config, summary.facts(parts.mesh, parts.state)):
+    _cache_compilations(workdir)
     workdir_lib.write_skipped(workdir, getattr(dataset, "skipped", []))
     try:
       run(changed=bool(changes))
@@ -165,7 +166,7 @@ class Run:
         last = self.step == config.num_steps
         if last or self.step % config.log_every == 0:
           scalars = window.close()
-          scalars["train/lr"] = self._learning_rate(skipped=scalars["train/bad_steps"])
+          scalars["train/lr"] = self._learning_rate(scalars["train/bad_steps"])
           scalars["train/seconds"] = before + time.monotonic() - began
           writer.write(self.step, scalars)
           progress.show(self.step, scalars)
@@ -197,7 +198,7 @@ class Run:
       batches.close()
       iterator.close()
 
-  def _learning_rate(self, *, skipped: float) -> float:
+  def _learning_rate(self, skipped: int | float) -> float:
     """Of the update made last: skipped steps do not advance the schedule."""
     schedule = optim.make_schedule(self.config.optimizer, self.config.train.num_steps)
     return float(schedule(max(self.step - skipped - 1, 0)))
@@ -238,6 +239,15 @@ class Run:
       measured = json.loads(path.read_text())["metrics"]
       writer.write(self.step, {key: value["value"] for key, value in measured.items()})
     return ran
+
+
+def _cache_compilations(workdir: pathlib.Path) -> None:
+  """Lets a resumed run load the programs of the first one: at once, and the same to the bit.
+
+  A directory that the user has set, by `JAX_COMPILATION_CACHE_DIR`, stays.
+  """
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
 
 
 def _due(config: ml_collections.ConfigDict, name: str, step: int) -> bool:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
+import ml_collections
 from jax.sharding import AxisType, Mesh
 
 from medflax.utils import UserError
@@ -11,7 +12,9 @@ from medflax.utils import UserError
 AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+  sizes: ml_collections.ConfigDict | Mapping[str, int], devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """A mesh over all devices.
 
   Args:

@@ -4,6 +4,7 @@ Layers are scanned in groups of `xattn_every`: the last layer of a group has the
 before it. Keys and values for decoding are explicit arrays, passed in and returned.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -89,7 +90,7 @@ class DecoderGroup(nn.Module):
   """`size` layers, the last with a gated block before it; the unit that is scanned."""
 
   size: int
-  layer: dict[str, Any]
+  layer: Mapping[str, Any]  # linen freezes a dict
   fusion: GatedXattn | None
   cache_size: int
   dtype: Any = jnp.float32
