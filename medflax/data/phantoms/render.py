@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 
 from medflax.data.documents import IMAGE, VOLUME
 from medflax.data.phantoms import findings, looks
-from medflax.data.phantoms.findings import FINDINGS, MAX_COUNT, NO_FINDING, RADII
+from medflax.data.phantoms.findings import FINDINGS, NO_FINDING, RADII
 from medflax.data.phantoms.looks import LOOKS
 
 
@@ -49,10 +49,10 @@ _NUM_KNOBS = 24
 
 
 @functools.lru_cache(maxsize=16)
-def _basis(size: tuple[int, int, int]) -> Float[np.ndarray, "8 p"]:
-  z, y, x = np.meshgrid(*((2 * np.arange(n) + 1) / n - 1 for n in size), indexing="ij")
-  rows = [np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y]
-  return np.stack([row.ravel() for row in rows]).astype(np.float32)
+def _axes(size: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Pixel centres over [-1, 1]: z [D, 1, 1], y [H, 1], x [W]; float32."""
+  z, y, x = (((2 * np.arange(n) + 1) / n - 1).astype(np.float32) for n in size)
+  return z[:, None, None], y[:, None], x
 
 
 @functools.lru_cache(maxsize=64)
@@ -78,7 +78,7 @@ def _field(lattice: Float[np.ndarray, "... d g h"], size: tuple[int, int, int]):
   return (_spline(height, points) @ planes @ _spline(width, points).T).reshape(*lead, -1)
 
 
-def _organ_coefficients(organs, pose, pixel) -> Float[np.ndarray, "n k 8"]:
+def _organ_coefficients(organs, pose, pixel) -> Float[np.ndarray, "8 n k"]:
   """The quadratic forms whose clipped values are the organs' masks.
 
   With q = M p + t the pose of an image and l = R (q - c) / radii an organ's own frame, the form
@@ -92,16 +92,28 @@ def _organ_coefficients(organs, pose, pixel) -> Float[np.ndarray, "n k 8"]:
   y1, y2, y0 = (cos * m10 - sin * m00) / b, (cos * m11 - sin * m01) / b, (cos * dy - sin * dx) / b
   z1, z0 = mz / c, (tz - cz) / c
   g = np.minimum(a, b) / (2 * np.maximum(edge, pixel))
-  form = np.empty((*g.shape, 8), np.float32)
-  form[..., 0] = 0.5 / g + 1 - x0 * x0 - y0 * y0 - z0 * z0
-  form[..., 1] = -2 * (x0 * x1 + y0 * y1)
-  form[..., 2] = -2 * (x0 * x2 + y0 * y2)
-  form[..., 3] = -2 * z0 * z1
-  form[..., 4] = -(x1 * x1 + y1 * y1)
-  form[..., 5] = -(x2 * x2 + y2 * y2)
-  form[..., 6] = -z1 * z1
-  form[..., 7] = -2 * (x1 * x2 + y1 * y2)
-  return form * g[..., None]
+  form = (
+    0.5 / g + 1 - x0 * x0 - y0 * y0 - z0 * z0,
+    -2 * (x0 * x1 + y0 * y1), -2 * (x0 * x2 + y0 * y2), -2 * z0 * z1,
+    -(x1 * x1 + y1 * y1), -(x2 * x2 + y2 * y2), -z1 * z1, -2 * (x1 * x2 + y1 * y2),
+  )  # fmt: skip
+  return np.stack(form) * g
+
+
+def _evaluate(form: Float[np.ndarray, "8 n k"], size) -> Float[np.ndarray, "n k D H W"]:
+  """Quadratic forms at every pixel: row by row a product with (1, x, x²).
+
+  Many small products rather than one large one, which BLAS would spread over threads, and
+  threads that wait for a busy core cost more than the product.
+  """
+  z, y, x = _axes(size)
+  one, fx, fy, fz, fxx, fyy, fzz, fxy = form[..., None, None]
+  z, y = z[..., 0], y[:, 0]
+  rows = np.empty((*form.shape[1:], *size[:2], 3), np.float32)
+  rows[..., 0] = one + y * (fy + fyy * y) + z * (fz + fzz * z)
+  rows[..., 1] = fx + fxy * y
+  rows[..., 2] = fxx
+  return rows @ np.stack([np.ones_like(x), x, x * x])
 
 
 def _signed_fields(scenes, finding, shape, where, fine, knobs, sites, pixel):
@@ -174,32 +186,34 @@ def render(
   fine = _field(fine.reshape(n, deep, _FINE, _FINE), size)
   look = np.array([_LOOK_IDS[s.look] for s in scenes])
   finding = np.array([_FINDING_IDS.get(s.finding, -1) for s in scenes])
-  basis, pixel = _basis(size), 2.4 / min(height, width)
+  (z, y, x), pixel = _axes(size), 2.4 / min(height, width)
 
-  signed = 2 * knobs[:, :8, None] - 1
+  signed = 2 * knobs[:, :8] - 1
   zoom, angle, stretch, shear = (signed[:, i] * r for i, r in enumerate((0.07, 0.13, 0.05, 0.06)))
   cos, sin = np.cos(angle) * (1 + zoom), np.sin(angle) * (1 + zoom)
   pose = (
     cos * (1 + stretch), shear - sin, sin, cos * (1 - stretch),
     0.05 * signed[:, 4], 0.05 * signed[:, 5], 0.9 + 0.1 * signed[:, 6], 0.15 * signed[:, 7],
   )  # fmt: skip
-  zero = np.zeros_like(zoom)
-  m00, m01, m10, m11, tx, ty, mz, tz = pose
-  rows = [tx, m00, m01, zero, ty, m10, m11, zero, tz, zero, zero, mz]
-  where = (np.stack(rows, 1).reshape(n * 3, 4) @ basis[:4]).reshape(n, 3, p)
+  m00, m01, m10, m11, tx, ty, mz, tz = (v[:, None, None, None] for v in pose)
+  where = np.empty((n, 3, *size), np.float32)
+  where[:, 0] = m00 * x + (m01 * y + tx)
+  where[:, 1] = m10 * x + (m11 * y + ty)
+  where[:, 2] = mz * z + tz
+  where = where.reshape(n, 3, p)
 
   organs = _ORGANS[look]
   wiggle = 2 * organ_jitter.reshape(n, _NUM_ORGANS, 4) - 1
   organs[:, :, 0] *= 1 + 0.1 * wiggle[:, :, 0]
   organs[:, :, 1:3] += 0.015 * wiggle[:, :, 1:3]
   organs[:, :, 4:6] *= 1 + 0.05 * wiggle[:, :, 3:]
-  form = _organ_coefficients(organs, pose, pixel)
-  masks = (form.reshape(-1, 8) @ basis).reshape(n, _NUM_ORGANS, p)
-  slope = 0.5 * organs[:, :, 9:] / np.maximum(organs[:, :, 8:9], pixel)
-  bend = slope * np.where(np.arange(_NUM_ORGANS)[:, None] % 2, (1.0, 0.4), (0.4, -1.0))
-  masks += bend.astype(np.float32) @ coarse
+  form = _organ_coefficients(organs, [v[:, None] for v in pose], pixel)
+  masks = _evaluate(form, size).reshape(n, _NUM_ORGANS, p)
+  bend = 0.5 * organs[:, :, 9:] / np.maximum(organs[:, :, 8:9], pixel)
+  for parity in (0, 1):
+    masks[:, parity::2] += bend[:, parity::2] * coarse[:, parity, None]
   np.clip(masks, 0, 1, out=masks)
-  image = (organs[:, None, :, 0] @ masks)[:, 0]
+  image = np.einsum("nk,nkp->np", organs[:, :, 0], masks)
 
   sites = _SITES[look]
   field = _signed_fields(scenes, finding, size, where, fine, knobs[:, 8:16], sites, pixel)
