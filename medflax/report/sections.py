@@ -74,7 +74,10 @@ def training_section(run: Run) -> str:
   if loss := run.scalars.get("train/loss"):
     steps, values = _columns(loss)
     window = max(1, len(values) // _SMOOTHING)
-    smooth = plots.Series("smoothed", steps, _moving_average(values, window), plots.BLUE)
+    marker = "circle" if len(values) == 1 else ""
+    smooth = plots.Series(
+      "smoothed", steps, _moving_average(values, window), plots.BLUE, marker=marker
+    )
     raw = plots.Series("as logged", steps, values, plots.SKY, width=1.0, opacity=0.45)
     charts.append(
       plots.line_chart([raw, smooth], title="Training loss", x_label="step", y_label="train loss")
@@ -161,7 +164,7 @@ def _facts(run: Run) -> Iterable[tuple[str, str, str]]:
     trainable = environment["trainable_parameters"]
     yield "Parameters", _count(environment["parameters"]), f"{_count(trainable)} trained"
   if (seconds := run.last("train/seconds")) is not None:
-    yield "Time", _duration(seconds), "training and evaluation"
+    yield "Time", _duration(seconds), "to the last step"
   if (speed := run.last("train/samples_per_s")) is not None:
     wait = run.last("train/data_wait")
     yield "Speed", f"{speed:,.0f}/s", "samples" + (f", {wait:.1%} waiting for data" if wait else "")
