@@ -67,7 +67,7 @@ class FewshotVQA:
     base.check_names(name, "controls", self.settings.controls, CONTROLS)
     tokenizer, prompt = context.tokenizer, context.prompt
     special = (tokenizer.end_of_chunk_id, tokenizer.eos_id)
-    self._stop_ids = tuple(token for token in special if token is not None)
+    self._stop_ids = np.array([token for token in special if token is not None], np.int32)
     next_question = prompt.question.split("{question}")[0].strip()
     self._cuts = tuple(filter(None, (END_OF_CHUNK, IMAGE_TOKEN, next_question, "\n")))
 

@@ -29,32 +29,20 @@ class Generation(NamedTuple):
   stopped: Bool[Array, " b"]
 
 
-class _Static:
-  """Lets a model with unhashable fields be a static argument: equal only to itself."""
-
-  def __init__(self, model: nn.Module):
-    self.model = model
-
-  def __hash__(self) -> int:
-    return id(self.model)
-
-  def __eq__(self, other: object) -> bool:
-    return isinstance(other, _Static) and other.model is self.model
-
-
+@functools.partial(jax.jit, static_argnames=("model", "max_new_tokens"))
 def generate(
   model: nn.Module,
   params: PyTree,
   batch: Mapping[str, Array | np.ndarray],
   *,
   max_new_tokens: int,
-  stop_ids: tuple[int, ...],
-  pad_id: int,
+  stop_ids: Int[Array | np.ndarray, " stops"],
+  pad_id: Int[Array | np.ndarray, ""] | int,
 ) -> Generation:
-  """Continues left-padded prompts greedily until every row has stopped; one compiled program.
+  """Continues left-padded prompts greedily until every row has stopped.
 
   Args:
-    model: a `medflax.models.VLM` or whatever has its `prefill` and `decode_step`.
+    model: a `medflax.models.VLM` or whatever has its `prefill` and `decode_step`; hashable.
     params: its parameters, with any sharding.
     batch: `tokens`, `media_index`, `media_first`, `positions`, `segment_ids` (0 on padding),
       all [b, t]; for prompts with media `features` [b, m, latents, d] and `media_ordinal` [b, m].
@@ -63,13 +51,6 @@ def generate(
     stop_ids: tokens that end an answer; they are part of the result.
     pad_id: what follows them.
   """
-  stops = np.asarray(stop_ids, np.int32)
-  return _generate(_Static(model), params, dict(batch), max_new_tokens, stops, np.int32(pad_id))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _generate(static, params, batch, max_new_tokens, stops, pad_id):
-  model = static.model
   text = {key: batch[key] for key in ("media_first", "positions", "segment_ids")}
   # Features come embedded, so their kinds no longer matter: one name for all of them.
   ordinal = {"media": batch["media_ordinal"]} if "media_ordinal" in batch else {}
@@ -86,7 +67,7 @@ def _generate(static, params, batch, max_new_tokens, stops, pad_id):
 
   def choose(logits, out, done, stopped, step):
     token = jnp.where(done, pad_id, jnp.argmax(logits[:, -1], axis=-1).astype(jnp.int32))
-    hit = ~done & jnp.isin(token, stops)
+    hit = ~done & jnp.isin(token, stop_ids)
     return token, out.at[:, step].set(token), done | hit, stopped | hit
 
   def proceed(state):
@@ -107,10 +88,11 @@ def _generate(static, params, batch, max_new_tokens, stops, pad_id):
   return Generation(out, stopped)
 
 
+@functools.partial(jax.jit, static_argnames="model")
 def embed(
   model: nn.Module, params: PyTree, media: Mapping[str, Shaped[Array | np.ndarray, "n 1 ..."]]
 ) -> Float[Array, "n latents d"]:
-  """Features of a chunk of media of one kind, `{kind: [n, 1, …]}`; one compiled program.
+  """Features of a chunk of media of one kind, `{kind: [n, 1, …]}`.
 
   Raises:
     UserError: if features depend on a media's place in its row, so cannot be computed once.
@@ -119,12 +101,7 @@ def embed(
     raise UserError(
       "config.model.connector.max_media ties features to places; set it to 0 to generate"
     )
-  return _embed(_Static(model), params, dict(media))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _embed(static, params, media):
-  return static.model.apply({"params": params}, media, method="embed_media")[:, 0]
+  return model.apply({"params": params}, media, method="embed_media")[:, 0]
 
 
 class MediaFeatures:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.core import meta
+from flax.core import freeze, meta
 
 from medflax.inference import decode
 from medflax.inference.decode import MediaFeatures, embed, generate, postprocess
@@ -43,7 +43,7 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def model_and_params():
   """A model with weights so large that both its text and its media change its answers."""
-  model = build_model(CONFIG)
+  model = build_model(freeze(CONFIG))
   batch = prompts([[5, 6]], [1])
   variables = jax.jit(model.init)(
     jax.random.key(0),
@@ -87,7 +87,12 @@ def run(model, params, batch, *, max_new_tokens=6, stop_ids=(STOP,)):
   apply = jax.jit(lambda media: model.apply({"params": params}, media, method="embed_media"))
   batch["features"] = apply(media)
   generation = generate(
-    model, params, batch, max_new_tokens=max_new_tokens, stop_ids=stop_ids, pad_id=PAD
+    model,
+    params,
+    batch,
+    max_new_tokens=max_new_tokens,
+    stop_ids=np.array(stop_ids, np.int32),
+    pad_id=PAD,
   )
   return [np.asarray(x) for x in generation]
 
@@ -155,9 +160,9 @@ def test_one_token_at_most(model_and_params):
 def test_equal_shapes_share_a_program(model_and_params):
   model, params = model_and_params
   run(model, params, prompts(ROWS, NUM_MEDIA))
-  before = decode._generate._cache_size()
-  run(model, params, prompts(ROWS[::-1], NUM_MEDIA[::-1]), stop_ids=(7,))
-  assert decode._generate._cache_size() == before
+  before = generate._cache_size()
+  run(build_model(freeze(CONFIG)), params, prompts(ROWS[::-1], NUM_MEDIA[::-1]), stop_ids=(7,))
+  assert generate._cache_size() == before
 
 
 def embedder(calls):
@@ -209,7 +214,7 @@ def test_embedding_by_chunks_is_embedding_by_rows(model_and_params):
 
 def test_features_tied_to_places_are_refused(model_and_params):
   config = CONFIG | {"connector": CONFIG["connector"] | {"max_media": 4}}
-  model = build_model(config)
+  model = build_model(freeze(config))
   with pytest.raises(UserError, match="max_media"):
     embed(model, model_and_params[1], {"image": np.zeros((1, 1, 8, 8, 1), np.float32)})
 
