@@ -112,12 +112,11 @@ def _haemorrhage(u, v, width, noise):
 
 
 def _fracture(u, v, width, noise):
-  wave = 1.5 * u
-  zigzag = np.abs(wave - np.round(wave)) - 0.25
-  away = np.abs(v - 1.7 * zigzag)
+  wave = 0.95 * u
+  away = np.abs(v - 1.9 * (np.abs(wave - np.round(wave)) - 0.25))
   length = np.abs(u) - 1.6
-  gap = _inside(np.maximum(away - 0.24, length), width)
-  return _inside(np.maximum(away - 0.55, length), width) * 0.45 - 1.45 * gap
+  gap = _inside(np.maximum(away - 0.3, length), width)
+  return _inside(np.maximum(away - 0.7, length), width) * 0.5 - 1.5 * gap
 
 
 def _infarct(u, v, width, noise):
@@ -186,7 +185,9 @@ FINDINGS: dict[str, Finding] = {
     extent=1.3,
     tilt=0.4,
   ),
-  "fracture": Finding("a fracture", "", "a lucent zigzag line has dense edges", _fracture),
+  "fracture": Finding(
+    "a fracture", "", "a lucent zigzag line has dense edges", _fracture, extent=1.25
+  ),
   "haemorrhage": Finding(
     "a haemorrhage",
     "",

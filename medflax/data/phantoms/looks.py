@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, UInt8
 
-CELLS = 12  # nuclei per axis of a microscopy image
+CELLS = 13  # nuclei per axis of a microscopy image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Look:
     texture: draws on the anatomy and the finding.
     site: (half distance between the two sides' centres, half height of a side, y of its centre).
     grain: strength of additive noise.
+    within: the organ that findings stay inside of.
     planes: whether slices of a volume exist, or only images.
   """
 
@@ -53,6 +54,7 @@ class Look:
   texture: Texture
   site: tuple[float, float, float]
   grain: float
+  within: int = 0
   planes: bool = True
 
 
@@ -85,8 +87,9 @@ def _fan(image, canvas):
   layers = np.cos(9 * radius + 4 * canvas.coarse[:, 0] + 6 * canvas.knobs[:, :1])
   image = image * (1.04 + 0.1 * layers - 0.14 * canvas.where[:, 1])
   grain = canvas.white.reshape(-1, depth, height, width)
-  grain = (grain + np.roll(grain, 1, axis=-1)).reshape(image.shape)
-  image = image * (0.45 + 0.55 * grain)
+  grain = grain + np.roll(grain, 1, -1) + 0.6 * np.roll(grain, 1, -2) - 1.3
+  grain = grain.reshape(image.shape)
+  image = image * (1 + min(0.3 + height / 400, 0.65) * grain)  # coarse pixels average speckle
   sharp = height / 3
   inside = np.minimum(0.82 * y - np.abs(x), np.minimum(radius - 0.85, 2.72 - radius))
   return image * np.clip(sharp * inside, 0, 1)
@@ -96,10 +99,10 @@ def _fan(image, canvas):
 def _lattice(size):
   """For each pixel its cell's number and its place in the cell, [-0.5, 0.5)."""
   depth, height, width = size
-  rows, columns = ((np.arange(n) + 0.5) * CELLS / n for n in (height, width))
-  number = rows.astype(int)[:, None] * CELLS + columns.astype(int)
-  x, y = np.broadcast_arrays(columns % 1 - 0.5, (rows % 1 - 0.5)[:, None])
-  flat = [np.tile(a.ravel(), depth) for a in (number, x, y)]
+  y, x = np.meshgrid(*((np.arange(n) + 0.5) * CELLS / n for n in (height, width)), indexing="ij")
+  x = (x + 0.5 * (y.astype(int) % 2)) % CELLS  # every other row is shifted, as in a honeycomb
+  number = y.astype(int) * CELLS + x.astype(int)
+  flat = [np.tile(a.ravel(), depth) for a in (number, x % 1 - 0.5, y % 1 - 0.5)]
   return flat[0], *(a.astype(np.float32) for a in flat[1:])
 
 
@@ -107,8 +110,9 @@ def _nuclei(image, canvas):
   """Microscopy: one nucleus a cell where there is tissue, fibres in between."""
   number, x, y = _lattice(canvas.size)
   cell = canvas.cells[:, :, number]
-  dx, dy = x - 0.44 * (cell[:, 0] - 0.5), y - 0.44 * (cell[:, 1] - 0.5)
-  radius = 0.2 + 0.1 * cell[:, 2]
+  dx, dy = x - 0.6 * (cell[:, 0] - 0.5), y - 0.6 * (cell[:, 1] - 0.5)
+  dx, dy = dx + 0.25 * canvas.coarse[:, 0] * dy, dy + 0.25 * canvas.coarse[:, 1] * dx
+  radius = 0.08 + 0.22 * np.sqrt(cell[:, 2])
   sharp = canvas.size[1] / CELLS
   nucleus = np.clip(sharp * (radius - np.sqrt(dx * dx + dy * dy)) + 0.5, 0, 1)
   fibres = 0.08 * np.cos(5 * canvas.coarse[:, 0] + 14 * canvas.where[:, 1])
@@ -142,11 +146,11 @@ LOOKS: dict[str, Look] = {
   "body ct": Look(
     "CT",
     (
-      (0.22, 0, 0, 0, 0.94, 0.76, 4, 0, 0.015, 0.02),
-      (0.2, 0, -0.01, 0, 0.85, 0.66, 4, 0, 0.02, 0.05),
+      (0.17, 0, 0, 0, 0.94, 0.76, 4, 0, 0.015, 0.02),
+      (0.25, 0, -0.01, 0, 0.85, 0.66, 4, 0, 0.02, 0.05),
       (0.5, 0, 0.42, 0, 0.12, 0.11, 9, 0, 0.02, 0.03),
       (-0.5, 0, 0.46, 0, 0.05, 0.045, 9, 0, 0.02, 0.0),
-      (0.07, -0.4, -0.08, 0, 0.4, 0.46, 1.3, 0.3, 0.03, 0.1),
+      (0.1, -0.4, -0.08, 0, 0.4, 0.46, 1.3, 0.3, 0.03, 0.1),
       (0.08, 0.52, 0.06, 0.1, 0.24, 0.38, 1.1, -0.3, 0.03, 0.1),
       (0.17, 0.06, 0.22, 0, 0.06, 0.06, 9, 0, 0.02, 0.0),
       (0.4, -0.85, 0.03, 0, 0.025, 0.16, 1.2, 0.1, 0.02, 0.0),
@@ -172,6 +176,7 @@ LOOKS: dict[str, Look] = {
     _soft_tissue,
     _HEAD,
     0.06,
+    within=1,
   ),
   "brain mr": Look(
     "MR",
@@ -190,12 +195,13 @@ LOOKS: dict[str, Look] = {
     _gyri,
     _HEAD,
     0.05,
+    within=1,
   ),
   "ultrasound": Look(
     "ultrasound",
     (
-      (0.5, 0, 0, 0, 4, 4, 9, 0, 0.1, 0.0),
-      (0.08, -0.1, 0.1, 0, 0.75, 0.5, 1.2, 0.2, 0.05, 0.1),
+      (0.38, 0, 0, 0, 4, 4, 9, 0, 0.1, 0.0),
+      (0.1, -0.1, 0.1, 0, 0.75, 0.5, 1.2, 0.2, 0.05, 0.1),
       (-0.1, 0.2, -0.5, 0, 1.1, 0.08, 2, 0.1, 0.06, 0.04),
       (0.16, -0.1, -0.66, 0, 1.2, 0.03, 2, -0.05, 0.04, 0.04),
       (0.2, 0, 0.9, 0, 0.9, 0.04, 2, -0.15, 0.06, 0.08),

@@ -42,9 +42,11 @@ _ORGANS[:, :, 4:7] = 1  # radii of the absent
 for _i, _look in enumerate(LOOKS.values()):
   _ORGANS[_i, : len(_look.organs)] = _look.organs
 _GRAIN = np.array([look.grain for look in LOOKS.values()], np.float32)[:, None]
+_WITHIN = np.array([look.within for look in LOOKS.values()])
 _SITES = np.array([look.site for look in LOOKS.values()], np.float32)
 _PLACES = np.array([(*f.place, *f.spread, f.extent, f.tilt) for f in FINDINGS.values()], np.float32)
-_COARSE, _FINE, _DEEP = 7, 20, 5  # control points of the noise fields: slow, fast, through slices
+_PATTERNS = [finding.pattern for finding in FINDINGS.values()]
+_COARSE, _FINE, _DEEP = 7, 16, 5  # control points of the noise fields: slow, fast, through slices
 _NUM_KNOBS = 24
 
 
@@ -151,8 +153,11 @@ def _signed_fields(scenes, finding, shape, where, fine, knobs, sites, pixel):
       w = (where[rows, 2] - cz[rows]) * np.minimum(0.8 * scale[rows, None], 2.2)
       swell = 1 / np.sqrt(np.maximum(1 - w * w, 1e-4))
       u, v = u * swell, v * swell
-    pattern = list(FINDINGS.values())[kind].pattern
-    drawn[rows] = pattern(u, v, pixel * scale[rows, None], fine[rows])
+    noise = fine[rows]
+    u, v = u + 0.05 * noise, v - 0.05 * noise  # nothing in a body has a ruled edge
+    pattern = _PATTERNS[kind]
+    drawn[rows] = pattern(u, v, np.maximum(pixel * scale[rows, None], 0.1), noise)
+    drawn[rows] *= 0.93 + 0.07 * noise
   return drawn
 
 
@@ -218,7 +223,7 @@ def render(
   sites = _SITES[look]
   field = _signed_fields(scenes, finding, size, where, fine, knobs[:, 8:16], sites, pixel)
   strength = 0.85 + 0.15 * knobs[:, 16:17]
-  field *= strength
+  field *= strength * masks[np.arange(n), _WITHIN[look]]
   image += np.where(field > 0, field * (0.97 - image), field * (image - 0.02))
 
   for kind in set(look.tolist()):
