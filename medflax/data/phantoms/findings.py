@@ -59,7 +59,7 @@ def _nodule(u, v, width, noise):
 def _spiculated_mass(u, v, width, noise):
   root = np.sqrt(np.abs(u)) + np.sqrt(np.abs(v))
   diagonal = np.sqrt(np.abs(u + v)) + np.sqrt(np.abs(u - v))
-  star = np.minimum(root - 1.42, 0.84 * diagonal - 1.42)
+  star = np.minimum(root - 1.34, 0.84 * diagonal - 1.34)
   return _inside(star, np.maximum(width, 0.12))
 
 
@@ -77,7 +77,7 @@ def _calcifications(u, v, width, noise):
   row = np.round(v * spacing)
   du = u * spacing + 0.5 * row
   du, dv = du - np.round(du) + 0.15 * noise, v * spacing - row
-  dots = _inside(np.sqrt(du * du + dv * dv) - 0.3, width * spacing)
+  dots = _inside(np.sqrt(du * du + dv * dv) - 0.28, width * spacing)
   return dots * (u * u + v * v < 1.25)
 
 
@@ -120,7 +120,8 @@ def _fracture(u, v, width, noise):
 
 
 def _infarct(u, v, width, noise):
-  return -_inside(np.maximum(0.85 * np.abs(v) - 0.5 * (u + 1.3), u - 0.95), width)
+  wedge = _inside(np.maximum(np.abs(v) - 0.5 * (u + 1.4), u - 0.75), width)
+  return _inside(np.maximum(np.abs(v) - 1.05, np.abs(u - 1.0) - 0.22), width) - wedge
 
 
 def _oedema(u, v, width, noise):
@@ -129,7 +130,7 @@ def _oedema(u, v, width, noise):
 
 
 def _atelectasis(u, v, width, noise):
-  return _inside(np.maximum(np.abs(v) - 0.36, np.abs(u) - 1.7), width)
+  return _inside(np.maximum(np.abs(v) - 0.34, np.abs(u) - 1.8), width)
 
 
 def _gas_bubbles(u, v, width, noise):
@@ -155,7 +156,7 @@ FINDINGS: dict[str, Finding] = {
   "cyst": Finding("a cyst", "cysts", "a lucent round spot has a sharp border", _cyst),
   "abscess": Finding("an abscess", "abscesses", "a dense ring surrounds a lucent core", _abscess),
   "calcifications": Finding(
-    "calcifications", "", "tiny dense dots form a cluster", _calcifications, extent=1.45
+    "calcifications", "", "tiny dense dots form a cluster", _calcifications, extent=1.6
   ),
   "consolidation": Finding(
     "a consolidation",
@@ -201,15 +202,17 @@ FINDINGS: dict[str, Finding] = {
   "infarct": Finding(
     "an infarct",
     "infarcts",
-    "a lucent wedge points to the midline",
+    "a lucent wedge points inwards from a dense base",
     _infarct,
-    extent=1.1,
+    extent=1.15,
     tilt=0.3,
   ),
   "oedema": Finding("oedema", "", "dense lines lie in parallel", _oedema, extent=1.25, tilt=0.3),
-  "atelectasis": Finding("atelectasis", "", "a dense straight band crosses", _atelectasis),
+  "atelectasis": Finding(
+    "atelectasis", "", "a dense straight band lies across", _atelectasis, tilt=0.4
+  ),
   "gas bubbles": Finding(
-    "gas bubbles", "", "several lucent bubbles lie together", _gas_bubbles, extent=1.3
+    "gas bubbles", "", "several lucent bubbles lie together", _gas_bubbles, extent=1.5
   ),
   "foreign body": Finding(
     "a foreign body",
@@ -223,7 +226,7 @@ FINDINGS: dict[str, Finding] = {
 NO_FINDING = "no finding"
 SIDES = ("left", "right")  # of the image as shown, not of the patient
 SIZES = ("small", "large")
-RADII = {"small": (0.165, 0.195), "large": (0.31, 0.36)}  # of the image's half width
+RADII = {"small": (0.17, 0.2), "large": (0.31, 0.36)}  # of the image's half width
 MAX_COUNT = 3
 # Centres of one, two or three findings on a side, before jitter: (lateral, vertical).
 ARRANGEMENTS = {

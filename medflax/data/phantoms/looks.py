@@ -76,7 +76,7 @@ def _gyri(image, canvas):
   """MR: dark sulci where fast noise crosses zero near the cortex; a bias field over all."""
   cortex = canvas.masks[:, 2] - canvas.masks[:, 3] - canvas.masks[:, 4]
   sulci = np.maximum(0.3 - np.abs(canvas.fine), 0) * np.maximum(cortex, 0)
-  return (image - 0.8 * sulci) * (1 + 0.14 * canvas.coarse[:, 0])
+  return (image - 0.65 * sulci) * (1 + 0.14 * canvas.coarse[:, 0])
 
 
 def _fan(image, canvas):
@@ -184,8 +184,8 @@ LOOKS: dict[str, Look] = {
       (0.62, 0, 0, 0, 0.8, 0.96, 1.5, 0, 0.02, 0.0),
       (-0.56, 0, 0, 0, 0.74, 0.9, 1.4, 0, 0.02, 0.01),
       (0.34, 0, 0, 0, 0.68, 0.84, 1.3, 0, 0.02, 0.03),
-      (0.16, -0.29, 0, 0, 0.25, 0.6, 1.0, 0.06, 0.04, 0.22),
-      (0.16, 0.29, 0, 0, 0.25, 0.6, 1.0, -0.06, 0.04, 0.22),
+      (0.13, -0.29, 0, 0, 0.25, 0.6, 1.0, 0.06, 0.04, 0.22),
+      (0.13, 0.29, 0, 0, 0.25, 0.6, 1.0, -0.06, 0.04, 0.22),
       (-0.34, -0.1, -0.14, 0.1, 0.055, 0.22, 0.6, -0.35, 0.03, 0.06),
       (-0.34, 0.1, -0.14, 0.1, 0.055, 0.22, 0.6, 0.35, 0.03, 0.06),
       (-0.2, 0, 0, 0, 0.016, 0.82, 1.3, 0, 0.02, 0.05),
