@@ -126,9 +126,9 @@ def parse_value(text: str, like: Any, what: str) -> Any:
     if isinstance(like, tuple | list):
       return tuple(value)
     if isinstance(like, Mapping):
-      return ml_collections.ConfigDict(value)
+      return ml_collections.ConfigDict(dict(value.items()))
     return value
-  except (ValueError, TypeError, KeyError, SyntaxError):
+  except (ValueError, TypeError, KeyError, AttributeError, SyntaxError):
     kind = "dict" if isinstance(like, Mapping) else type(like).__name__
     raise UserError(f"{what} must be {kind}, got {text!r}") from None
 
@@ -154,7 +154,7 @@ def load_config(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_coll
     for i, section in enumerate(sections):
       node = pick(node, section, f"section of {_dotted('config', *sections[:i])}")
       if not isinstance(node, SECTIONS):
-        raise UserError(f"config.{name}: {_dotted('config', *sections[: i + 1])} is not a section")
+        raise UserError(f"{_dotted('config', *sections[: i + 1])} is not a section")
     known = pick(node, field, f"field of {_dotted('config', *sections)}")
     with node.unlocked():
       node[field] = parse_value(text, _plain(known), f"config.{name}")

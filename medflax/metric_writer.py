@@ -33,7 +33,7 @@ class MetricWriter:
     Lines after `step` belong to a future that a kill cut off and that will be made again; they
     are dropped, and so is a line that the kill cut in the middle.
     """
-    self.last: dict[str, float] = {}
+    self.last: dict[str, int | float] = {}
     self._at_step: set[str] = set()  # names already written at the step resumed from
     self._step = step
     path = workdir / "metrics.jsonl"
@@ -64,7 +64,7 @@ class MetricWriter:
     self._file.close()
     self._events.close()
 
-  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+  def write(self, step: int, scalars: Mapping[str, int | float]) -> None:
     """Records scalars at a step; those that a resumed run has already are left out."""
     if step == self._step:
       scalars = {name: value for name, value in scalars.items() if name not in self._at_step}
@@ -104,7 +104,7 @@ class Window:
     self._timed += 1
     jax.block_until_ready(self._metrics[-self.AHEAD - 1 : -self.AHEAD])
 
-  def close(self) -> dict[str, float]:
+  def close(self) -> dict[str, int | float]:
     """Fetches and forgets: means over the steps; speed where at least one step was timed."""
     fetched, self._metrics = jax.device_get(self._metrics), []
     seconds, waited = time.perf_counter() - self._start, self._waited() - self._waited_before
@@ -133,7 +133,7 @@ class Progress:
     """One more step was launched."""
     self._bar.update()
 
-  def show(self, step: int, scalars: Mapping[str, float]) -> None:
+  def show(self, step: int, scalars: Mapping[str, int | float]) -> None:
     """The state of training, once per log entry."""
     text = f"loss {scalars['train/loss']:.4f}"
     if "train/samples_per_s" in scalars:

@@ -156,7 +156,7 @@ def test_non_finite_losses_end_the_run_with_a_line(images, tmp_path, monkeypatch
   poison = lambda parts, batch: put(parts, batch | {"loss_mask": batch["loss_mask"] * np.nan})
   monkeypatch.setattr(Parts, "put", poison)
   config = nano.config(images, evals=EVALS, train__max_bad_steps="2")
-  with pytest.raises(UserError, match="step 2: .* not finite 2 times in a row"):
+  with pytest.raises(UserError, match=r"step 2: .* not finite 2 times in a row"):
     trainer.train(config, tmp_path / "d", command="")
 
 

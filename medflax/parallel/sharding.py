@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 RULES = (
   # weights
@@ -48,7 +48,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
   return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
-def state_shardings(boxed: Any, mesh: Mesh) -> Any:
+def state_shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
   """Shardings of a state whose weights still carry their logical axis names.
 
   Args:
@@ -69,7 +69,9 @@ def state_shardings(boxed: Any, mesh: Mesh) -> Any:
   return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
-def _fitting(axes: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def _fitting(
+  axes: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
   def ways(axis) -> int:
     return math.prod(mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ()))
 
