@@ -24,7 +24,8 @@ class Finding:
 
   Attributes:
     phrase: with its article, as it stands in a sentence.
-    plural: "" if several of it cannot be told apart (an effusion), so it is never counted.
+    plural: "" if it is never counted: several run together (effusions) or look like another
+      finding (cysts like gas bubbles).
     reason: what is seen, as it follows "because".
     pattern: the drawing.
     place: (lateral, vertical) centre on its side, in units of the look's `site`.
@@ -85,12 +86,12 @@ def _consolidation(u, v, width, noise):
   radius = np.sqrt(u * u + v * v)
   cloud = _inside(radius - 1.1 - 0.25 * noise, np.maximum(width, 0.5))
   branch = np.minimum(np.abs(u) + 9 * (v > 0.1), np.abs(np.abs(u) - 0.9 * v) + 9 * (v < 0))
-  return cloud * (0.85 - 1.5 * _inside(branch - 0.14, np.maximum(width, 0.2)))
+  return cloud * (0.85 - 1.5 * _inside(branch - 0.17, np.maximum(width, 0.2)))
 
 
 def _effusion(u, v, width, noise):
-  pool = np.sqrt((0.72 * u) ** 2 + v * v) - 1.05
-  level = -0.1 - 0.22 * u * u - v
+  pool = np.sqrt((0.8 * u) ** 2 + (0.8 * v) ** 2) - 1.05
+  level = -0.15 - 0.22 * u * u - v
   return _inside(np.maximum(pool, level), width)
 
 
@@ -114,7 +115,7 @@ def _haemorrhage(u, v, width, noise):
 def _fracture(u, v, width, noise):
   wave = 0.95 * u
   away = np.abs(v - 1.9 * (np.abs(wave - np.round(wave)) - 0.25))
-  length = np.abs(u) - 1.6
+  length = np.abs(u) - 1.45
   gap = _inside(np.maximum(away - 0.3, length), width)
   return _inside(np.maximum(away - 0.7, length), width) * 0.5 - 1.5 * gap
 
@@ -153,7 +154,7 @@ FINDINGS: dict[str, Finding] = {
     _spiculated_mass,
     extent=1.15,
   ),
-  "cyst": Finding("a cyst", "cysts", "a lucent round spot has a sharp border", _cyst),
+  "cyst": Finding("a cyst", "", "a lucent round spot has a sharp border", _cyst),
   "abscess": Finding("an abscess", "abscesses", "a dense ring surrounds a lucent core", _abscess),
   "calcifications": Finding(
     "calcifications", "", "tiny dense dots form a cluster", _calcifications, extent=1.6
@@ -163,7 +164,7 @@ FINDINGS: dict[str, Finding] = {
     "",
     "a dense cloud is crossed by lucent branches",
     _consolidation,
-    extent=1.3,
+    extent=1.45,
     tilt=0.4,
   ),
   "effusion": Finding(

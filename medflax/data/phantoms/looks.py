@@ -50,7 +50,7 @@ class Look:
   """
 
   modality: str
-  organs: tuple[tuple[float, ...], ...]
+  organs: tuple[tuple[int | float, ...], ...]
   texture: Texture
   site: tuple[float, float, float]
   grain: float
