@@ -48,7 +48,7 @@ class Settings:
 def score(model: nn.Module, params: PyTree, batch: Mapping[str, Array]) -> Float[Array, "b 2"]:
   """Each row's summed negative log-likelihood of its targets, in nats, and their number."""
   args, kwargs = model_inputs(batch)
-  logits = model.apply({"params": params}, *args, **kwargs)[:, :-1].astype(jnp.float32)
+  logits = jnp.asarray(model.apply({"params": params}, *args, **kwargs), jnp.float32)[:, :-1]
   targets, weights = batch["tokens"][:, 1:], batch["loss_mask"][:, 1:]
   chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   nll = jax.nn.logsumexp(logits, axis=-1) - chosen

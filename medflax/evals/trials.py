@@ -91,7 +91,7 @@ def derangement(names: Sequence[str], seed: Sequence[int]) -> dict[str, str]:
   if len(names) < 2:
     return {}
   order = np.random.default_rng(seed).permutation(len(names))
-  cycle = [names[index] for index in order]
+  cycle = [names[int(index)] for index in order]
   return dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
 
 

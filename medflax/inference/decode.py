@@ -101,7 +101,7 @@ def embed(
     raise UserError(
       "config.model.connector.max_media ties features to places; set it to 0 to generate"
     )
-  return model.apply({"params": params}, media, method="embed_media")[:, 0]
+  return jnp.asarray(model.apply({"params": params}, media, method="embed_media"))[:, 0]
 
 
 class MediaFeatures:
@@ -119,7 +119,7 @@ class MediaFeatures:
     self._waiting: dict[tuple, list[tuple[int, np.ndarray]]] = {}  # by kind, shape and dtype
     self._running: tuple[list[int], Array] | None = None
     self._features: dict[int, np.ndarray] = {}
-    self._table: np.ndarray | None = None
+    self._table = np.zeros((0, 0, 0))
 
   @property
   def programs(self) -> int:

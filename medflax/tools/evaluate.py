@@ -100,7 +100,7 @@ def _with_tuples(value: Any) -> Any:
 def main(argv: Sequence[str]) -> int:
   """Returns the exit status: 0, or 2 after one line on stderr about the user's mistake."""
   parser = argparse.ArgumentParser(
-    prog="python -m medflax.tools.evaluate", description=__doc__.splitlines()[0]
+    prog="python -m medflax.tools.evaluate", description="Evaluates a checkpoint of a run."
   )
   parser.add_argument("workdir", type=pathlib.Path)
   parser.add_argument("--step", type=int, help="default: the newest checkpoint")
