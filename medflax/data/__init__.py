@@ -5,6 +5,11 @@ from typing import Any
 
 from medflax.data.documents import Dataset
 from medflax.data.folder import FolderDataset
+from medflax.data.phantoms import Phantoms
+
+
+def _phantom(data: Any, seed: int) -> Dataset:
+  return Phantoms(data.image_size, data.volume_size, seed)
 
 
 def _folder(data: Any, seed: int) -> Dataset:
@@ -14,4 +19,4 @@ def _folder(data: Any, seed: int) -> Dataset:
 
 
 # config.data.source → the data set, from config.data and the seed.
-DATASETS: dict[str, Callable[[Any, int], Dataset]] = {"folder": _folder}
+DATASETS: dict[str, Callable[[Any, int], Dataset]] = {"phantom": _phantom, "folder": _folder}

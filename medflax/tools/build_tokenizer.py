@@ -2,8 +2,8 @@
 
   python -m medflax.tools.build_tokenizer --to medflax/data/assets/tokenizer.json
 
-It is trained on the words below and on the phantoms' own texts, so it needs no download and the
-same code gives the same file. Bytes are the fallback: any text survives the round trip.
+It is trained on the words below, so it needs no download and the same code gives the same file.
+Bytes are the fallback: any text survives the round trip.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from medflax.data.documents import Prompt
+from medflax.data.phantoms import INVENTED_WORDS
 from medflax.data.tokenizer import SHIPPED_SPECIALS
 from medflax.utils import write_atomic
 
@@ -23,8 +23,22 @@ VOCAB_SIZE = 1024
 # punctuation, or the white space that is left.
 PIECES = r" ?\p{L}[\p{L}\p{M}]*:?| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+|\p{M}+"
 
-PROMPT_WORDS = "Question: Answer: Impression: Findings: Report: Choices: Rationale: or and ?"
+PROMPT_WORDS = "Question: Answer: Impression: Findings: Report: Choices: Rationale: or"
+# Of the phantoms' questions and answers. Written out, so that rewording one of those leaves the
+# ids, and with them every checkpoint, as they are.
+PHANTOM_WORDS = """
+CT Does How Large MR Microscopy No One Side Size Small Three Two Ultrasound Which Write a abscess
+abscesses across along an and atelectasis band base because block bodies body border branches
+bubbles by calcifications casts cloud cluster consolidation core crescent crossed crosses cyst
+cysts dark dense does dots edges effusion finding foreign form fracture from gas haemorrhage has
+image in infarct infarcts inwards is it large left level lie lies line lines lucent many mass
+masses microscopy midline modality no nodule nodules oedema of on one or outside parallel
+pneumothorax points pool radiate report right ring round several sharp short show sideways small
+spiculated spikes spot straight streaks surrounds the thin this three tiny together top two
+ultrasound volume wedge why yes zigzag
+"""
 QUESTION_WORDS = """
+What Which Where How Is Are Does Can There
 what which where how many much is are was were does do did can has have this that these there
 the a an of in on at to from by with without for as not no yes it its be been or and than both
 image images picture scan slice volume shown show shows seen see visible present absent appear
@@ -46,15 +60,17 @@ hippocampus volume larger smaller increased decreased multiple single suggests c
 
 def sentences() -> Iterator[str]:
   """The training text; what is repeated more gets its tokens first."""
-  prompt = Prompt()
-  for word in PROMPT_WORDS.split():
-    yield from [f"{word} {word}" if word != "?" else "x?"] * 5000
-  yield from [prompt.question.format(question="x?")] * 5000
-  yield from [f"{c} {c}" for c in string.digits + "," + "." + "-" + "()"] * 2000
+  yield from ["Question: x?"] * 10_000
+  for word in (*PROMPT_WORDS.split(), *INVENTED_WORDS):
+    yield from [f" {word}"] * 5000
+  for word in PHANTOM_WORDS.split():
+    yield from [f" {word}"] * 1000
+  for mark in string.digits + ",.-()":
+    yield from [f"{mark} {mark}"] * 500
   for word in QUESTION_WORDS.split():
-    yield from [f" {word} {word.capitalize()}"] * 20
+    yield from [f" {word}"] * 200
   for word in MEDICAL_WORDS.split():
-    yield from [f" {word} {word} {word.capitalize()}"] * 10
+    yield from [f" {word}"] * 20
 
 
 def build() -> tokenizers.Tokenizer:

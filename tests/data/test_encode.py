@@ -117,13 +117,13 @@ def test_a_sample_with_two_media_has_two_image_tokens():
 
 
 def test_the_earliest_shots_go_first_and_are_counted():
-  whole = encode(document("left", "right", "upper"))
-  cut = encode(document("left", "right", "upper"), max_tokens=len(whole["tokens"]) - 1)
-  assert targets(cut) == " right upper"
+  whole = encode(document("left", "right", "small"))
+  cut = encode(document("left", "right", "small"), max_tokens=len(whole["tokens"]) - 1)
+  assert targets(cut) == " right small"
   assert (cut["dropped_chunks"], cut["cut_tokens"], len(cut["media"])) == (1, 0, 2)
   assert cut["media_index"].tolist() == [0] + 7 * [1] + 7 * [2]
-  by_media = encode(document("left", "right", "upper"), max_media={"image": 1})
-  assert (targets(by_media), by_media["dropped_chunks"]) == (" upper", 2)
+  by_media = encode(document("left", "right", "small"), max_media={"image": 1})
+  assert (targets(by_media), by_media["dropped_chunks"]) == (" small", 2)
 
 
 def test_a_long_question_is_cut_from_the_left():

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from medflax.data.documents import END_OF_CHUNK, IMAGE_TOKEN
+from medflax.data.documents import END_OF_CHUNK, IMAGE_TOKEN, Prompt, episode_document
+from medflax.data.encode import encode_document
+from medflax.data.phantoms import INVENTED_WORDS, Phantoms
 from medflax.data.tokenizer import SHIPPED, SHIPPED_SPECIALS, load_tokenizer
 from medflax.tools.build_tokenizer import VOCAB_SIZE, build
 from medflax.utils import UserError
@@ -45,8 +47,15 @@ def test_decode_drops_special_tokens():
 
 
 def test_prompt_pieces_are_single_tokens():
-  for piece in ("Question:", " Answer:", " or", "?", " yes", " no", " CT", " left"):
+  invented = [f" {word}" for word in INVENTED_WORDS]
+  for piece in ("Question:", " Answer:", " or", "?", " yes", " no", " CT", " left", *invented):
     assert len(TOKENIZER.encode(piece)) == 1, piece
+
+
+def test_a_binding_episode_of_eight_shots_is_short():
+  episode = Phantoms((8, 8), (2, 8, 8)).episodes("binding", "train", 8)[0]
+  document = episode_document(episode, Prompt())
+  assert len(encode_document(document, TOKENIZER, media_rule="prev_image")["tokens"]) == 82
 
 
 def test_rebuilding_gives_the_shipped_file():
