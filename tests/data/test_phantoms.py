@@ -61,13 +61,14 @@ def test_no_image_occurs_in_two_splits_or_tasks():
   seen = collections.Counter()
   for split in ("train", "val", "test"):
     for task in TWO_D:
-      for i in range(0, 160, 4):
+      for i in range(0, 40, 4):
         episode = PHANTOMS.episodes(task, split, 2)[i]
         seen.update(pixels(s).tobytes() for s in (episode.query, *episode.support))
-  assert len(seen) == 3 * len(TWO_D) * 40 * 3
+  assert len(seen) == 3 * len(TWO_D) * 10 * 3
   assert max(seen.values()) == 1
 
 
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(st.integers(0, 9), st.integers(2, 4), st.integers(0, 2**31 - 2))
 def test_support_covers_the_ways_evenly(num_shots, ways, index):
   episodes = Phantoms((4, 4), (2, 4, 4), ways=ways).episodes("binding", "train", num_shots)
@@ -82,11 +83,11 @@ def test_support_covers_the_ways_evenly(num_shots, ways, index):
 
 
 def test_the_way_with_one_more_example_is_random():
-  episodes = PHANTOMS.episodes("binding", "train", 1)
-  same = [e.support[0].answer == e.query.answer for e in (episodes[i] for i in range(200))]
-  first = [e.query.answer == e.query.choices[0] for e in (episodes[i] for i in range(200))]
-  assert 70 < sum(same) < 130
-  assert 70 < sum(first) < 130
+  episodes = [Phantoms((2, 2)).episodes("binding", "train", 1)[i] for i in range(100)]
+  same = [e.support[0].answer == e.query.answer for e in episodes]
+  first = [e.query.answer == e.query.choices[0] for e in episodes]
+  assert 30 < sum(same) < 70
+  assert 30 < sum(first) < 70
 
 
 @hypothesis.settings(max_examples=30)

@@ -157,14 +157,14 @@ FINDINGS: dict[str, Finding] = {
   "cyst": Finding("a cyst", "", "a lucent round spot has a sharp border", _cyst),
   "abscess": Finding("an abscess", "abscesses", "a dense ring surrounds a lucent core", _abscess),
   "calcifications": Finding(
-    "calcifications", "", "tiny dense dots form a cluster", _calcifications, extent=1.6
+    "calcifications", "", "tiny dense dots form a cluster", _calcifications, extent=1.5
   ),
   "consolidation": Finding(
     "a consolidation",
     "",
     "a dense cloud is crossed by lucent branches",
     _consolidation,
-    extent=1.45,
+    extent=1.4,
     tilt=0.4,
   ),
   "effusion": Finding(
@@ -172,9 +172,9 @@ FINDINGS: dict[str, Finding] = {
     "",
     "a dense pool has a level top",
     _effusion,
-    place=(0.95, 0.7),
+    place=(1.0, 0.6),
     spread=(0.12, 0.25),
-    extent=1.15,
+    extent=1.05,
     tilt=0.1,
   ),
   "pneumothorax": Finding(
@@ -227,7 +227,7 @@ FINDINGS: dict[str, Finding] = {
 NO_FINDING = "no finding"
 SIDES = ("left", "right")  # of the image as shown, not of the patient
 SIZES = ("small", "large")
-RADII = {"small": (0.17, 0.2), "large": (0.31, 0.36)}  # of the image's half width
+RADII = {"small": (0.17, 0.2), "large": (0.3, 0.34)}  # of the image's half width
 MAX_COUNT = 3
 # Centres of one, two or three findings on a side, before jitter: (lateral, vertical).
 ARRANGEMENTS = {

@@ -120,7 +120,7 @@ def _nuclei(image, canvas):
   return image + tissue * (0.34 * nucleus * (1 - image) + fibres * (1 - nucleus) * (1 - image))
 
 
-_HEAD = (0.31, 0.5, 0.0)
+_HEAD = (0.36, 0.48, 0.0)
 _BODY = (0.42, 0.5, -0.02)
 
 LOOKS: dict[str, Look] = {

@@ -194,11 +194,11 @@ def render(
   (z, y, x), pixel = _axes(size), 2.4 / min(height, width)
 
   signed = 2 * knobs[:, :8] - 1
-  zoom, angle, stretch, shear = (signed[:, i] * r for i, r in enumerate((0.07, 0.13, 0.05, 0.06)))
+  zoom, angle, stretch, shear = (signed[:, i] * r for i, r in enumerate((0.07, 0.12, 0.05, 0.05)))
   cos, sin = np.cos(angle) * (1 + zoom), np.sin(angle) * (1 + zoom)
   pose = (
     cos * (1 + stretch), shear - sin, sin, cos * (1 - stretch),
-    0.05 * signed[:, 4], 0.05 * signed[:, 5], 0.9 + 0.1 * signed[:, 6], 0.15 * signed[:, 7],
+    0.04 * signed[:, 4], 0.05 * signed[:, 5], 0.9 + 0.1 * signed[:, 6], 0.15 * signed[:, 7],
   )  # fmt: skip
   m00, m01, m10, m11, tx, ty, mz, tz = (v[:, None, None, None] for v in pose)
   where = np.empty((n, 3, *size), np.float32)
