@@ -231,7 +231,7 @@ RADII = {"small": (0.17, 0.2), "large": (0.3, 0.34)}  # of the image's half widt
 MAX_COUNT = 3
 # Centres of one, two or three findings on a side, before jitter: (lateral, vertical).
 ARRANGEMENTS = {
-  1: ((0.0, 0.0), (9.0, 9.0), (9.0, 9.0)),
-  2: ((0.0, -0.4), (0.0, 0.4), (9.0, 9.0)),
+  1: ((0.0, 0.0),),
+  2: ((0.0, -0.4), (0.0, 0.4)),
   3: ((-0.08, -0.52), (0.1, 0.0), (-0.08, 0.52)),
 }

@@ -10,6 +10,7 @@ slices.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -17,8 +18,7 @@ from jaxtyping import Float, UInt8
 CELLS = 13  # nuclei per axis of a microscopy image
 
 
-@dataclasses.dataclass(frozen=True)
-class Canvas:
+class Canvas(NamedTuple):
   """What a texture may draw with; `m` images of `p` pixels, all float32."""
 
   size: tuple[int, int, int]  # (D, H, W), p = D * H * W
@@ -47,6 +47,7 @@ class Look:
     grain: strength of additive noise.
     within: the organ that findings stay inside of.
     planes: whether slices of a volume exist, or only images.
+    stained: whether densities become colours.
   """
 
   modality: str
@@ -56,6 +57,7 @@ class Look:
   grain: float
   within: int = 0
   planes: bool = True
+  stained: bool = False
 
 
 def _ribs(image, canvas):
@@ -222,6 +224,7 @@ LOOKS: dict[str, Look] = {
     (0.45, 0.52, 0.0),
     0.04,
     planes=False,
+    stained=True,
   ),
 }
 

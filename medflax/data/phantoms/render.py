@@ -1,22 +1,30 @@
 """Scenes to pixels: one pure function, vectorised over the images of a batch.
 
-An ellipsoid's soft mask is `clip(quadratic form of the pixel's coordinates)`. So the masks of all
-organs of all images, each with its own rotation, shift, zoom and shear, are one product of a
-coefficient table with the fixed basis (1, x, y, z, x², y², z², xy), and the anatomy is a second
-product of these masks with the organs' tones. An image is a volume of one slice at z = 0.
-Findings and textures are drawn per kind, on the images that have them.
+The soft mask of an ellipsoid is a clipped quadratic form of the pixel's coordinates. So a table of
+coefficients on (1, x, y, z, x², y², z², xy) holds all organs of all images, each with its own
+rotation, shift, zoom and shear; evaluating it gives the masks, and their product with the organs'
+tones the anatomy. An image is a volume of one slice at z = 0. Findings and textures are drawn per
+kind, on the images that have them.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from medflax.data.documents import IMAGE, VOLUME
-from medflax.data.phantoms import findings, looks
-from medflax.data.phantoms.findings import FINDINGS, NO_FINDING, RADII
+from medflax.data.phantoms import looks
+from medflax.data.phantoms.findings import (
+  ARRANGEMENTS,
+  FINDINGS,
+  MAX_COUNT,
+  NO_FINDING,
+  RADII,
+  SIDES,
+)
 from medflax.data.phantoms.looks import LOOKS
 
 
@@ -42,12 +50,39 @@ _ORGANS[:, :, 4:7] = 1  # radii of the absent
 for _i, _look in enumerate(LOOKS.values()):
   _ORGANS[_i, : len(_look.organs)] = _look.organs
 _GRAIN = np.array([look.grain for look in LOOKS.values()], np.float32)[:, None]
+_STAINED = np.array([look.stained for look in LOOKS.values()])
 _WITHIN = np.array([look.within for look in LOOKS.values()])
 _SITES = np.array([look.site for look in LOOKS.values()], np.float32)
 _PLACES = np.array([(*f.place, *f.spread, f.extent, f.tilt) for f in FINDINGS.values()], np.float32)
 _PATTERNS = [finding.pattern for finding in FINDINGS.values()]
 _COARSE, _FINE, _DEEP = 7, 16, 5  # control points of the noise fields: slow, fast, through slices
-_NUM_KNOBS = 24
+
+
+class _Nuisance(NamedTuple):
+  """What varies though the scene does not; [0, 1) but for the smooth fields."""
+
+  pose: Float[np.ndarray, "n 8"]
+  placement: Float[np.ndarray, "n 5"]
+  tones: Float[np.ndarray, "n 2"]
+  look: Float[np.ndarray, "n 4"]
+  organs: Float[np.ndarray, "n k 4"]
+  cells: Float[np.ndarray, "n 3 c"]
+  coarse: Float[np.ndarray, "n 2 p"]
+  fine: Float[np.ndarray, "n p"]
+  white: Float[np.ndarray, "n p"]
+
+
+class _Pose(NamedTuple):
+  """Image to anatomy coordinates: (x', y') = M (x, y) + t, z' = mz z + tz; each [n]."""
+
+  m00: Float[np.ndarray, "..."]
+  m01: Float[np.ndarray, "..."]
+  m10: Float[np.ndarray, "..."]
+  m11: Float[np.ndarray, "..."]
+  tx: Float[np.ndarray, "..."]
+  ty: Float[np.ndarray, "..."]
+  mz: Float[np.ndarray, "..."]
+  tz: Float[np.ndarray, "..."]
 
 
 @functools.lru_cache(maxsize=16)
@@ -55,6 +90,11 @@ def _axes(size: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarra
   """Pixel centres over [-1, 1]: z [D, 1, 1], y [H, 1], x [W]; float32."""
   z, y, x = (((2 * np.arange(n) + 1) / n - 1).astype(np.float32) for n in size)
   return z[:, None, None], y[:, None], x
+
+
+def _pixel(size: tuple[int, int, int]) -> float:
+  """The width of an antialiased edge: a little over a pixel."""
+  return 2.4 / min(size[1:])
 
 
 @functools.lru_cache(maxsize=64)
@@ -80,13 +120,48 @@ def _field(lattice: Float[np.ndarray, "... d g h"], size: tuple[int, int, int]):
   return (_spline(height, points) @ planes @ _spline(width, points).T).reshape(*lead, -1)
 
 
-def _organ_coefficients(organs, pose, pixel) -> Float[np.ndarray, "8 n k"]:
+def _nuisance(rng: np.random.Generator, n: int, size: tuple[int, int, int]) -> _Nuisance:
+  """One row of uniform numbers an image, so none depends on how many images follow it."""
+  deep = _DEEP if size[0] > 1 else 1
+  shapes = (
+    (8,), (5,), (2,), (4,), (_NUM_ORGANS, 4), (3, looks.CELLS**2),
+    (2, deep, _COARSE, _COARSE), (deep, _FINE, _FINE), (math.prod(size),),
+  )  # fmt: skip
+  ends = np.cumsum([math.prod(shape) for shape in shapes])
+  rows = np.split(rng.random((n, ends[-1]), np.float32), ends[:-1], axis=1)
+  *plain, coarse, fine, white = (
+    row.reshape(n, *shape) for row, shape in zip(rows, shapes, strict=True)
+  )
+  return _Nuisance(*plain, _field(coarse, size), _field(fine, size), white)
+
+
+def _draw_pose(knobs: Float[np.ndarray, "n 8"]) -> _Pose:
+  limits = np.array([0.07, 0.12, 0.05, 0.05, 0.04, 0.05, 0.1, 0.15], np.float32)
+  zoom, angle, stretch, shear, tx, ty, deeper, tz = ((2 * knobs - 1) * limits).T
+  cos, sin = np.cos(angle) * (1 + zoom), np.sin(angle) * (1 + zoom)
+  return _Pose(cos * (1 + stretch), shear - sin, sin, cos * (1 - stretch), tx, ty, 0.9 + deeper, tz)
+
+
+def _coordinates(pose: _Pose, size: tuple[int, int, int]) -> Float[np.ndarray, "n 3 p"]:
+  """Every pixel's place in the anatomy."""
+  z, y, x = _axes(size)
+  m00, m01, m10, m11, tx, ty, mz, tz = (v[:, None, None, None] for v in pose)
+  where = np.empty((len(tx), 3, *size), np.float32)
+  where[:, 0] = m00 * x + (m01 * y + tx)
+  where[:, 1] = m10 * x + (m11 * y + ty)
+  where[:, 2] = mz * z + tz
+  return where.reshape(len(tx), 3, -1)
+
+
+def _organ_forms(
+  organs: Float[np.ndarray, "n k 10"], pose: _Pose, pixel: float
+) -> Float[np.ndarray, "8 n k"]:
   """The quadratic forms whose clipped values are the organs' masks.
 
-  With q = M p + t the pose of an image and l = R (q - c) / radii an organ's own frame, the form
-  is 1/2 + g (1 - |l|²), where g makes its slope at the border that of an edge of the wanted width.
+  With l = R (M p + t - c) / radii an organ's own frame, the form is 1/2 + g (1 - |l|²), where g
+  makes its slope at the border that of an edge of the wanted width.
   """
-  (m00, m01, m10, m11, tx, ty, mz, tz) = pose
+  m00, m01, m10, m11, tx, ty, mz, tz = (v[:, None] for v in pose)
   _, cx, cy, cz, a, b, c, tilt, edge, _ = np.moveaxis(organs, -1, 0)
   cos, sin = np.cos(tilt), np.sin(tilt)
   dx, dy = tx - cx, ty - cy
@@ -118,47 +193,88 @@ def _evaluate(form: Float[np.ndarray, "8 n k"], size) -> Float[np.ndarray, "n k 
   return rows @ np.stack([np.ones_like(x), x, x * x])
 
 
-def _signed_fields(scenes, finding, shape, where, fine, knobs, sites, pixel):
-  """The finding of each image as a signed field [n, p], zero where there is none."""
-  drawn = np.zeros(fine.shape, np.float32)
-  sides = np.array([-1.0 if s.side == "left" else 1.0 for s in scenes], np.float32)
-  bounds = np.array([RADII[s.size] for s in scenes], np.float32)
-  counts = np.array([s.count for s in scenes])
-  offsets = np.array([findings.ARRANGEMENTS[s.count] for s in scenes], np.float32)
-  place = _PLACES[np.maximum(finding, 0)]
-  radius = bounds[:, 0] + (bounds[:, 1] - bounds[:, 0]) * knobs[:, 0]
-  many = np.where(counts > 1, 0.15, 1)[:, None]
-  jitter = (2 * knobs[:, 1:3] - 1) * place[:, 2:4] * many
-  centre = (place[:, :2] + jitter) * sites[:, :2]
-  # Slot s of image i: its centre in anatomy coordinates, [n, slots].
-  cx = sides[:, None] * (centre[:, :1] + offsets[:, :, 0])
-  cy = centre[:, 1:] + offsets[:, :, 1] + sites[:, 2:]
+def _anatomy(
+  look: Int[np.ndarray, "n"], pose: _Pose, nuisance: _Nuisance, size: tuple[int, int, int]
+) -> tuple[Float[np.ndarray, "n k p"], Float[np.ndarray, "n p"]]:
+  """The organs' masks, their borders bent by slow noise, and the sum of their tones."""
+  pixel = _pixel(size)
+  organs = _ORGANS[look]
+  wiggle = 2 * nuisance.organs - 1
+  organs[:, :, 0] *= 1 + 0.1 * wiggle[:, :, 0]
+  organs[:, :, 1:3] += 0.015 * wiggle[:, :, 1:3]
+  organs[:, :, 4:6] *= 1 + 0.03 * wiggle[:, :, 3:]
+  masks = _evaluate(_organ_forms(organs, pose, pixel), size).reshape(len(look), _NUM_ORGANS, -1)
+  bend = 0.5 * organs[:, :, 9:] / np.maximum(organs[:, :, 8:9], pixel)
+  for parity in (0, 1):  # neighbours in the table, such as two lungs, bend differently
+    masks[:, parity::2] += bend[:, parity::2] * nuisance.coarse[:, parity, None]
+  np.clip(masks, 0, 1, out=masks)
+  return masks, np.einsum("nk,nkp->np", organs[:, :, 0], masks)
+
+
+def _centres(
+  scenes: Sequence[Scene], place: Float[np.ndarray, "n 6"], sites, knobs: Float[np.ndarray, "n 5"]
+) -> tuple[Float[np.ndarray, "n s"], Float[np.ndarray, "n s"]]:
+  """Where the findings of each image lie: x and y, repeated where fewer than MAX_COUNT."""
+  offsets = np.array([(ARRANGEMENTS[s.count] * MAX_COUNT)[:MAX_COUNT] for s in scenes], np.float32)
+  freedom = np.array([0.15 if s.count > 1 else 1.0 for s in scenes], np.float32)[:, None]
+  centre = (place[:, :2] + (2 * knobs[:, 1:3] - 1) * place[:, 2:4] * freedom) * sites[:, :2]
+  return (
+    _signs(scenes) * (centre[:, :1] + offsets[:, :, 0]),
+    centre[:, 1:] + offsets[:, :, 1] + sites[:, 2:],
+  )
+
+
+def _signs(scenes: Sequence[Scene]) -> Float[np.ndarray, "n 1"]:
+  return np.array([[-1.0] if s.side == SIDES[0] else [1.0] for s in scenes], np.float32)
+
+
+def _signed_fields(
+  scenes: Sequence[Scene],
+  look: Int[np.ndarray, "n"],
+  where: Float[np.ndarray, "n 3 p"],
+  nuisance: _Nuisance,
+  size: tuple[int, int, int],
+) -> Float[np.ndarray, "n p"]:
+  """The finding of each image as a signed field, zero where there is none."""
+  finding = np.array([_FINDING_IDS.get(s.finding, -1) for s in scenes])
+  knobs, place = nuisance.placement, _PLACES[finding]
+  low, high = np.array([RADII[s.size] for s in scenes], np.float32).T
+  scale = 1 / ((low + (high - low) * knobs[:, 0]) * place[:, 4])[:, None]
+  angle = (2 * knobs[:, 4:] - 1) * place[:, 5:]
+  cos, sin, side = np.cos(angle) * scale, np.sin(angle) * scale, _signs(scenes)
+  cx, cy = _centres(scenes, place, _SITES[look], knobs)
   cz = 0.5 * knobs[:, 3:4] - 0.25
-  scale = 1 / (radius * place[:, 4])
-  angle = (2 * knobs[:, 4] - 1) * place[:, 5]
-  cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+  drawn = np.zeros(nuisance.fine.shape, np.float32)
   for kind in set(finding.tolist()) - {-1}:
     rows = np.flatnonzero(finding == kind)
-    x, y = where[rows, 0], where[rows, 1]
+    x, y, z = where[rows].swapaxes(0, 1)
     dx, dy = x - cx[rows, :1], y - cy[rows, :1]
-    for slot in range(1, counts[rows].max()):
+    for slot in range(1, max(scenes[row].count for row in rows)):
       ox, oy = x - cx[rows, slot, None], y - cy[rows, slot, None]
       nearer = ox * ox + oy * oy < dx * dx + dy * dy
       dx, dy = np.where(nearer, ox, dx), np.where(nearer, oy, dy)
-    dx *= sides[rows, None]
-    c, s = cos[rows, None], sin[rows, None]
-    u, v = c * dx + s * dy, c * dy - s * dx
-    if shape[0] > 1:
+    dx *= side[rows]
+    u, v = cos[rows] * dx + sin[rows] * dy, cos[rows] * dy - sin[rows] * dx
+    if size[0] > 1:
       # Through the slices a finding swells and shrinks as an ellipsoid does.
-      w = (where[rows, 2] - cz[rows]) * np.minimum(0.8 * scale[rows, None], 2.2)
+      w = (z - cz[rows]) * np.minimum(0.8 * scale[rows], 2.2)
       swell = 1 / np.sqrt(np.maximum(1 - w * w, 1e-4))
       u, v = u * swell, v * swell
-    noise = fine[rows]
+    noise = nuisance.fine[rows]
     u, v = u + 0.05 * noise, v - 0.05 * noise  # nothing in a body has a ruled edge
-    pattern = _PATTERNS[kind]
-    drawn[rows] = pattern(u, v, np.maximum(pixel * scale[rows, None], 0.1), noise)
-    drawn[rows] *= 0.93 + 0.07 * noise
+    pattern = _PATTERNS[kind](u, v, np.maximum(_pixel(size) * scale[rows], 0.1), noise)
+    drawn[rows] = pattern * (0.93 + 0.07 * noise)
   return drawn
+
+
+def _textured(image, scenes, look, canvas: looks.Canvas) -> Float[np.ndarray, "n p"]:
+  """Every look's texture on its own images."""
+  size, *parts = canvas
+  for kind in set(look.tolist()):
+    rows = np.flatnonzero(look == kind)
+    own = looks.Canvas(size, *(part[rows] for part in parts))
+    image[rows] = LOOKS[scenes[rows[0]].look].texture(image[rows], own)
+  return image
 
 
 def render(
@@ -166,80 +282,41 @@ def render(
 ) -> UInt8[np.ndarray, "n D H W c"]:
   """Draws one image or volume for every scene.
 
-  `size` is (D, H, W); images have D = 1. An image's nuisances (pose, tones, noise, where
-  exactly the finding lies) take one row of uniform random numbers, whatever the scene: equal
-  generators and look give images that differ by the finding alone.
+  `size` is (D, H, W); images have D = 1. What a scene leaves open (pose, tones, noise, where
+  exactly the finding lies) comes from `rng` alone: the same generator and looks give images that
+  differ by their findings only.
 
   Returns:
     uint8 [n, 1, H, W, 3] for images, [n, D, H, W, 1] for volumes (D > 1).
   """
-  depth, height, width = size
-  n, p, deep = len(scenes), depth * height * width, _DEEP if depth > 1 else 1
-  parts = np.cumsum(
-    [
-      _NUM_KNOBS,
-      4 * _NUM_ORGANS,
-      2 * deep * _COARSE**2,
-      deep * _FINE**2,
-      3 * looks.CELLS**2,
-      p,
-    ]
-  )
-  randoms = rng.random((n, parts[-1]), np.float32)
-  knobs, organ_jitter, coarse, fine, cells, white = np.split(randoms, parts[:-1], axis=1)
-  coarse = _field(coarse.reshape(n, 2, deep, _COARSE, _COARSE), size)
-  fine = _field(fine.reshape(n, deep, _FINE, _FINE), size)
   look = np.array([_LOOK_IDS[s.look] for s in scenes])
-  finding = np.array([_FINDING_IDS.get(s.finding, -1) for s in scenes])
-  (z, y, x), pixel = _axes(size), 2.4 / min(height, width)
+  nuisance = _nuisance(rng, len(scenes), size)
+  pose = _draw_pose(nuisance.pose)
+  where = _coordinates(pose, size)
+  masks, image = _anatomy(look, pose, nuisance, size)
+  gain, strength = (nuisance.tones * np.float32([0.18, 0.15]) + np.float32([0.9, 0.85])).T
 
-  signed = 2 * knobs[:, :8] - 1
-  zoom, angle, stretch, shear = (signed[:, i] * r for i, r in enumerate((0.07, 0.12, 0.05, 0.05)))
-  cos, sin = np.cos(angle) * (1 + zoom), np.sin(angle) * (1 + zoom)
-  pose = (
-    cos * (1 + stretch), shear - sin, sin, cos * (1 - stretch),
-    0.04 * signed[:, 4], 0.05 * signed[:, 5], 0.9 + 0.1 * signed[:, 6], 0.15 * signed[:, 7],
-  )  # fmt: skip
-  m00, m01, m10, m11, tx, ty, mz, tz = (v[:, None, None, None] for v in pose)
-  where = np.empty((n, 3, *size), np.float32)
-  where[:, 0] = m00 * x + (m01 * y + tx)
-  where[:, 1] = m10 * x + (m11 * y + ty)
-  where[:, 2] = mz * z + tz
-  where = where.reshape(n, 3, p)
-
-  organs = _ORGANS[look]
-  wiggle = 2 * organ_jitter.reshape(n, _NUM_ORGANS, 4) - 1
-  organs[:, :, 0] *= 1 + 0.1 * wiggle[:, :, 0]
-  organs[:, :, 1:3] += 0.015 * wiggle[:, :, 1:3]
-  organs[:, :, 4:6] *= 1 + 0.05 * wiggle[:, :, 3:]
-  form = _organ_coefficients(organs, [v[:, None] for v in pose], pixel)
-  masks = _evaluate(form, size).reshape(n, _NUM_ORGANS, p)
-  bend = 0.5 * organs[:, :, 9:] / np.maximum(organs[:, :, 8:9], pixel)
-  for parity in (0, 1):
-    masks[:, parity::2] += bend[:, parity::2] * coarse[:, parity, None]
-  np.clip(masks, 0, 1, out=masks)
-  image = np.einsum("nk,nkp->np", organs[:, :, 0], masks)
-
-  sites = _SITES[look]
-  field = _signed_fields(scenes, finding, size, where, fine, knobs[:, 8:16], sites, pixel)
-  strength = 0.85 + 0.15 * knobs[:, 16:17]
-  field *= strength * masks[np.arange(n), _WITHIN[look]]
+  field = _signed_fields(scenes, look, where, nuisance, size) * strength[:, None]
+  field *= masks[np.arange(len(scenes)), _WITHIN[look]]
   image += np.where(field > 0, field * (0.97 - image), field * (image - 0.02))
 
-  for kind in set(look.tolist()):
-    rows = np.flatnonzero(look == kind)
-    canvas = looks.Canvas(
-      size, where[rows], masks[rows], coarse[rows], fine[rows], white[rows],
-      knobs[rows, 20:24], cells[rows].reshape(len(rows), 3, -1),
-    )  # fmt: skip
-    image[rows] = LOOKS[scenes[rows[0]].look].texture(image[rows], canvas)
-  gain = 0.9 + 0.18 * knobs[:, 17:18]
-  image = image * gain + _GRAIN[look] * (white - 0.5) * 2
-  grey = (np.clip(image, 0, 1) * 255).astype(np.uint8).reshape(n, depth, height, width, 1)
-  if depth > 1:
+  canvas = looks.Canvas(
+    size,
+    where,
+    masks,
+    nuisance.coarse,
+    nuisance.fine,
+    nuisance.white,
+    nuisance.look,
+    nuisance.cells,
+  )
+  image = _textured(image, scenes, look, canvas) * gain[:, None]
+  image += _GRAIN[look] * (2 * nuisance.white - 1)
+  grey = (np.clip(image, 0, 1) * 255).astype(np.uint8).reshape(len(scenes), *size, 1)
+  if size[0] > 1:
     return grey
-  pixels = np.empty((n, depth, height, width, 3), np.uint8)
+  pixels = np.empty((len(scenes), *size, 3), np.uint8)
   pixels[:] = grey
-  stained = np.flatnonzero(look == _LOOK_IDS["microscopy"])
+  stained = np.flatnonzero(_STAINED[look])
   pixels[stained] = looks.palette()[grey[stained, ..., 0]]
   return pixels
