@@ -147,7 +147,7 @@ def encode_document(
     _excess_tokens([head, *chunks], max_tokens) > 0 or _excess_kind(chunks, max_media)
   ):
     chunks.pop(0)
-  if kind := _excess_kind(chunks, max_media):
+  if max_media is not None and (kind := _excess_kind(chunks, max_media)):
     raise UserError(
       f"{_name(document)}: a sample has more than data.max_media.{kind} = "
       f"{max_media.get(kind, 0)} media of kind {kind}; raise it"

@@ -95,7 +95,7 @@ def build() -> tokenizers.Tokenizer:
 
 def main() -> None:
   """Builds the tokenizer and writes it to `--to`."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description="Builds the shipped tokenizer.")
   parser.add_argument("--to", required=True, help="the tokenizer.json to write")
   arguments = parser.parse_args()
   tokenizer = build()
