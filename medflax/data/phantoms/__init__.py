@@ -15,7 +15,7 @@ from medflax.data.phantoms.binding import INVENTED_WORDS, binding_episode
 from medflax.data.phantoms.findings import FINDINGS, NO_FINDING
 from medflax.data.phantoms.looks import LOOKS, MODALITIES
 from medflax.data.phantoms.questions import ASKS, Ask, Asked
-from medflax.data.phantoms.render import Scene, render
+from medflax.data.phantoms.scenes import Scene, render
 from medflax.utils import UserError, nearest
 
 __all__ = [

@@ -16,7 +16,7 @@ from medflax.data.documents import IMAGE, VOLUME, Episode
 from medflax.data.phantoms import FINDINGS, NO_FINDING, Phantoms, Scene, render
 from medflax.data.phantoms.findings import SIDES, SIZES
 from medflax.data.phantoms.looks import palette
-from medflax.data.phantoms.render import LOOK_NAMES
+from medflax.data.phantoms.scenes import LOOK_NAMES
 from medflax.utils import write_atomic
 
 MARGIN, CAPTION, GAP = 88, 34, 2  # pixels left of a row, above a row, between tiles
@@ -110,7 +110,7 @@ def contact_sheet(pixels: int, tile: int, seed: int) -> bytes:
 
 def main() -> None:
   """Writes the contact sheet to `--to`."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description="Draws a contact sheet of the phantoms.")
   parser.add_argument("--to", required=True, help="the PNG to write")
   parser.add_argument("--pixels", type=int, default=192, help="size the images are drawn at")
   parser.add_argument("--tile", type=int, default=96, help="size they are shown at")

@@ -2,7 +2,7 @@
 
 A `Look` lists its organs as ellipsoids whose tones add up (a skull is a bright ellipsoid with a
 darker one inside it), so that the anatomy of a whole batch, whatever its looks, is two matrix
-products (see `render.py`). `texture` then adds what ellipsoids cannot say: ribs, gyri, speckle,
+products (see `scenes.py`). `texture` then adds what ellipsoids cannot say: ribs, gyri, speckle,
 nuclei. Anatomy coordinates run over [-1, 1]: x to the right of the image, y down, z through the
 slices.
 """

@@ -12,7 +12,7 @@ import numpy as np
 
 from medflax.data.phantoms.findings import FINDINGS, MAX_COUNT, NO_FINDING, SIDES, SIZES
 from medflax.data.phantoms.looks import LOOKS, MODALITIES
-from medflax.data.phantoms.render import LOOK_NAMES, Scene
+from medflax.data.phantoms.scenes import LOOK_NAMES, Scene
 
 NAMES = tuple(FINDINGS)
 COUNTED = tuple(name for name, finding in FINDINGS.items() if finding.plural)

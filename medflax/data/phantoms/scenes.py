@@ -54,6 +54,7 @@ _STAINED = np.array([look.stained for look in LOOKS.values()])
 _WITHIN = np.array([look.within for look in LOOKS.values()])
 _SITES = np.array([look.site for look in LOOKS.values()], np.float32)
 _PLACES = np.array([(*f.place, *f.spread, f.extent, f.tilt) for f in FINDINGS.values()], np.float32)
+_TEXTURES = [look.texture for look in LOOKS.values()]
 _PATTERNS = [finding.pattern for finding in FINDINGS.values()]
 _COARSE, _FINE, _DEEP = 7, 16, 5  # control points of the noise fields: slow, fast, through slices
 
@@ -129,10 +130,11 @@ def _nuisance(rng: np.random.Generator, n: int, size: tuple[int, int, int]) -> _
   )  # fmt: skip
   ends = np.cumsum([math.prod(shape) for shape in shapes])
   rows = np.split(rng.random((n, ends[-1]), np.float32), ends[:-1], axis=1)
-  *plain, coarse, fine, white = (
+  pose, placement, tones, look, organs, cells, coarse, fine, white = (
     row.reshape(n, *shape) for row, shape in zip(rows, shapes, strict=True)
   )
-  return _Nuisance(*plain, _field(coarse, size), _field(fine, size), white)
+  coarse, fine = _field(coarse, size), _field(fine, size)
+  return _Nuisance(pose, placement, tones, look, organs, cells, coarse, fine, white)
 
 
 def _draw_pose(knobs: Float[np.ndarray, "n 8"]) -> _Pose:
@@ -267,13 +269,12 @@ def _signed_fields(
   return drawn
 
 
-def _textured(image, scenes, look, canvas: looks.Canvas) -> Float[np.ndarray, "n p"]:
+def _textured(image, look, canvas: looks.Canvas) -> Float[np.ndarray, "n p"]:
   """Every look's texture on its own images."""
-  size, *parts = canvas
   for kind in set(look.tolist()):
     rows = np.flatnonzero(look == kind)
-    own = looks.Canvas(size, *(part[rows] for part in parts))
-    image[rows] = LOOKS[scenes[rows[0]].look].texture(image[rows], own)
+    own = looks.Canvas(canvas.size, *(np.take(part, rows, axis=0) for part in canvas[1:]))
+    image[rows] = _TEXTURES[kind](image[rows], own)
   return image
 
 
@@ -310,7 +311,7 @@ def render(
     nuisance.look,
     nuisance.cells,
   )
-  image = _textured(image, scenes, look, canvas) * gain[:, None]
+  image = _textured(image, look, canvas) * gain[:, None]
   image += _GRAIN[look] * (2 * nuisance.white - 1)
   grey = (np.clip(image, 0, 1) * 255).astype(np.uint8).reshape(len(scenes), *size, 1)
   if size[0] > 1:

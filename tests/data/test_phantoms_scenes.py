@@ -9,7 +9,7 @@ from PIL import Image
 from medflax.data.documents import IMAGE, VOLUME
 from medflax.data.phantoms import FINDINGS, NO_FINDING, Scene, __main__, render
 from medflax.data.phantoms.looks import LOOKS
-from medflax.data.phantoms.render import LOOK_NAMES
+from medflax.data.phantoms.scenes import LOOK_NAMES
 
 
 def difference(scenes, size, seed=0):
