@@ -240,6 +240,7 @@ def _signed_fields(
   """The finding of each image as a signed field, zero where there is none."""
   finding = np.array([_FINDING_IDS.get(s.finding, -1) for s in scenes])
   knobs, place = nuisance.placement, _PLACES[finding]
+  counts = np.array([s.count for s in scenes])
   low, high = np.array([RADII[s.size] for s in scenes], np.float32).T
   scale = 1 / ((low + (high - low) * knobs[:, 0]) * place[:, 4])[:, None]
   angle = (2 * knobs[:, 4:] - 1) * place[:, 5:]
@@ -251,16 +252,16 @@ def _signed_fields(
     rows = np.flatnonzero(finding == kind)
     x, y, z = where[rows].swapaxes(0, 1)
     dx, dy = x - cx[rows, :1], y - cy[rows, :1]
-    for slot in range(1, max(scenes[row].count for row in rows)):
+    for slot in range(1, counts[rows].max()):
       ox, oy = x - cx[rows, slot, None], y - cy[rows, slot, None]
       nearer = ox * ox + oy * oy < dx * dx + dy * dy
       dx, dy = np.where(nearer, ox, dx), np.where(nearer, oy, dy)
     dx *= side[rows]
     u, v = cos[rows] * dx + sin[rows] * dy, cos[rows] * dy - sin[rows] * dx
     if size[0] > 1:
-      # Through the slices a finding swells and shrinks as an ellipsoid does.
-      w = (z - cz[rows]) * np.minimum(0.8 * scale[rows], 2.2)
-      swell = 1 / np.sqrt(np.maximum(1 - w * w, 1e-4))
+      # Through the slices a finding swells and shrinks, as a superellipsoid of degree 4.
+      w = 1.7 * (z - cz[rows])
+      swell = np.maximum(1 - w * w * w * w, 1e-6) ** -0.25
       u, v = u * swell, v * swell
     noise = nuisance.fine[rows]
     u, v = u + 0.05 * noise, v - 0.05 * noise  # nothing in a body has a ruled edge
@@ -316,8 +317,7 @@ def render(
   grey = (np.clip(image, 0, 1) * 255).astype(np.uint8).reshape(len(scenes), *size, 1)
   if size[0] > 1:
     return grey
-  pixels = np.empty((len(scenes), *size, 3), np.uint8)
-  pixels[:] = grey
+  pixels = np.concatenate([grey] * 3, axis=-1)
   stained = np.flatnonzero(_STAINED[look])
-  pixels[stained] = looks.palette()[grey[stained, ..., 0]]
+  pixels[stained] = np.take(looks.palette(), grey[stained, ..., 0], axis=0)
   return pixels
