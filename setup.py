@@ -5,6 +5,7 @@ import pathlib
 from setuptools import find_packages, setup
 
 INSTALL_REQUIRES = [
+  "absl-py>=2.1",  # flags that grain's worker processes read
   "flax>=0.12",  # linen modules; first to support jax 0.10
   "grain>=0.2.16",  # the input pipeline, whose iterator is part of a checkpoint
   "jax>=0.10",  # the last release line that still serves Python 3.11

@@ -8,6 +8,7 @@ python -m medflax.main --config=configs/flamingo_med.py:variant=small,data=folde
 import argparse
 import os
 import pathlib
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -63,8 +64,11 @@ def main(argv: Sequence[str]) -> int:
     config_lib.validate(config)
 
     import jax  # after the checks: a mistyped flag should not wait for it
+    from absl import flags as absl_flags
 
     from medflax import trainer
+
+    absl_flags.FLAGS.mark_as_parsed()  # grain's worker processes read flags of their own
 
     if in_cluster(os.environ):
       jax.distributed.initialize()
@@ -72,11 +76,16 @@ def main(argv: Sequence[str]) -> int:
       trainer.dry_run(config)
       return 0
     default = f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    command = f"python -m medflax.main {' '.join(a for a in argv if '--workdir' not in a)}"
-    trainer.train(config, pathlib.Path(flags.workdir or default), command=command)
+    workdir = pathlib.Path(flags.workdir or default)
+    words = [a for a in argv if a.partition("=")[0] != "--workdir" and a != flags.workdir]
+    command = shlex.join(["python", "-m", "medflax.main", *words, f"--workdir={workdir}"])
+    trainer.train(config, workdir, command=command)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print("aborted; the last checkpoint stays", file=sys.stderr)
+    return 130
   return 0
 
 

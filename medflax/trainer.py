@@ -5,7 +5,6 @@ import itertools
 import json
 import logging
 import pathlib
-import shlex
 import time
 from collections.abc import Iterator
 
@@ -50,7 +49,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, command: 
   Args:
     config: validated; see `medflax.config.validate`.
     workdir: created if need be.
-    command: the command line without `--workdir`, told to whoever interrupts the run.
+    command: the command line that resumes the run, told to whoever interrupts it.
 
   Raises:
     UserError: for what the user can mend: data, workdir, config, a diverged loss.
@@ -76,7 +75,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, command: 
       run(changed=bool(changes))
     except Stopped as stopped:
       log.info("stopped by %s at step %d; to go on:", stopped, run.step)
-      log.info("  %s --workdir=%s", command, shlex.quote(str(workdir)))
+      log.info("  %s", command)
       return None
   return _report(workdir)
 

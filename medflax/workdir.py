@@ -70,15 +70,27 @@ def opened(workdir: pathlib.Path, config: ml_collections.ConfigDict, facts: dict
   Raises:
     UserError: if another process is training in it.
   """
-  workdir.mkdir(parents=True, exist_ok=True)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"workdir {workdir}: {error.strerror}; choose another --workdir") from None
   with (workdir / LOCK).open("a") as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise UserError(f"workdir {workdir}: another process is training here") from None
+    _compare_environment(workdir / ENVIRONMENT)
     write_atomic(workdir / CONFIG, json.dumps(config_lib.to_dict(config), indent=2) + "\n")
     write_atomic(workdir / ENVIRONMENT, json.dumps(environment() | facts, indent=2) + "\n")
     yield
+
+
+def _compare_environment(path: pathlib.Path) -> None:
+  """Warns of other code or versions: the run goes on, but no longer to the same bits."""
+  before = json.loads(path.read_text()) if path.exists() else {}
+  for name, now in environment().items():
+    if before.get(name, now) != now:
+      log.warning("%s was %s when the run began and is %s now", name, before[name], now)
 
 
 def environment() -> dict[str, Any]:
