@@ -4,14 +4,14 @@ Only leaves whose path matches `config.trainable` are differentiated and have op
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct, traverse_util
 from jaxtyping import Array, Float
 
 from medflax.models.vlm import model_inputs
@@ -19,7 +19,7 @@ from medflax.models.vlm import model_inputs
 Flat = Any  # dict[str, leaf]; a tree transformation may put anything in its place
 
 
-class TrainState(flax.struct.PyTreeNode):
+class TrainState(struct.PyTreeNode):
   """Everything that training changes, and the frozen weights.
 
   Leaves are arrays, or what stands for them: abstract arrays, boxed ones, shardings.
@@ -42,7 +42,7 @@ class TrainState(flax.struct.PyTreeNode):
   @property
   def params(self) -> dict[str, Any]:
     """The nested tree that the model takes."""
-    return flax.traverse_util.unflatten_dict(self.frozen | self.trainable, sep="/")
+    return traverse_util.unflatten_dict(self.frozen | self.trainable, sep="/")
 
   @property
   def eval_params(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def create_state(
   params: Mapping[str, Any], trainable: str, tx: optax.GradientTransformation, *, ema: bool
 ) -> TrainState:
   """Splits parameters by the regex `trainable` (a full match of `path/to/leaf`)."""
-  flat = flax.traverse_util.flatten_dict(
+  flat = traverse_util.flatten_dict(
     params, sep="/", is_leaf=lambda _, x: isinstance(x, nn.meta.AxisMetadata)
   )
   chosen = {path: leaf for path, leaf in flat.items() if re.fullmatch(trainable, path)}
@@ -90,6 +90,21 @@ def cross_entropy(
   return sums["loss"] + z_loss * (jnp.square(log_z) * weights).sum(), sums
 
 
+def _summed(gradients: Callable, batch: Mapping[str, Array], accumulate: int) -> Any:
+  """The sum of `gradients(rows, index)` over `accumulate` micro-batches.
+
+  Each takes every `accumulate`-th row, so that it is spread over all devices.
+  """
+  if accumulate == 1:  # no loop: XLA runs a loop's body several times slower on CPUs
+    return gradients(batch, 0)
+  split = lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+  indexed = (jax.tree.map(split, dict(batch)), jnp.arange(accumulate))
+  shapes = jax.eval_shape(gradients, *jax.tree.map(lambda x: x[0], indexed))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  add = lambda total, rows: (jax.tree.map(jnp.add, total, gradients(*rows)), None)
+  return jax.lax.scan(add, zeros, indexed)[0]
+
+
 def train_step(
   state: TrainState,
   batch: Mapping[str, Array],
@@ -116,20 +131,11 @@ def train_step(
     logits = model.apply({"params": params}, *args, **kwargs, rngs=rngs)
     return jax.tree.map(lambda x: x / num_targets, cross_entropy(logits, batch=rows, z_loss=z_loss))
 
-  def add(total, indexed_rows):
-    index, rows = indexed_rows
+  def gradients(rows, index):
     (_, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable, rows, index)
-    return jax.tree.map(jnp.add, total, (sums, grads)), None
+    return sums, grads
 
-  # Micro-batches take every `accumulate`-th row, so that each is spread over all devices.
-  split = lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
-  zeros = (
-    {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())},
-    jax.tree.map(jnp.zeros_like, state.trainable),
-  )
-  indexed = (jnp.arange(accumulate), jax.tree.map(split, dict(batch)))
-  (metrics, grads), _ = jax.lax.scan(add, zeros, indexed)
-
+  metrics, grads = _summed(gradients, batch, accumulate)
   grad_norm = optax.tree.norm(grads)
   ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
   updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
