@@ -6,9 +6,9 @@
 
 import ast
 import dataclasses
-import importlib.util
 import json
 import pathlib
+import runpy
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -153,7 +153,7 @@ def load_config(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_coll
     node: Any = config
     for i, section in enumerate(sections):
       node = pick(node, section, f"section of {_dotted('config', *sections[:i])}")
-      if not isinstance(node, SECTIONS):
+      if not isinstance(node, ml_collections.ConfigDict):
         raise UserError(f"{_dotted('config', *sections[: i + 1])} is not a section")
     known = pick(node, field, f"field of {_dotted('config', *sections)}")
     with node.unlocked():
@@ -165,11 +165,8 @@ def _run_config_file(path: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
   if not path.is_file():
     there = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
     raise UserError(f"no config file {path}{nearest(str(path), there) if there else ''}")
-  spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-  module = importlib.util.module_from_spec(spec)
   try:
-    spec.loader.exec_module(module)
-    config = module.get_config(arg or None)
+    config = runpy.run_path(str(path))["get_config"](arg or None)
   except UserError:
     raise
   except Exception as error:  # the file is the user's: say where it fails, in one line

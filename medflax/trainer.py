@@ -7,6 +7,7 @@ import logging
 import pathlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -92,7 +93,8 @@ class Run:
   def __init__(self, parts: Parts, dataset: Dataset, workdir: pathlib.Path):
     config = parts.config
     self.parts, self.config, self.dataset, self.workdir = parts, config, dataset, workdir
-    self.step, self.state, self.position = 0, None, b""
+    self.step, self.position = 0, b""
+    self.state: Any = None  # until it is made or restored
     self.interrupt = Interrupt()
     context = EvalContext(
       model=parts.model,
@@ -245,7 +247,7 @@ def _cache_compilations(workdir: pathlib.Path) -> None:
 
   A directory that the user has set, by `JAX_COMPILATION_CACHE_DIR`, stays.
   """
-  if not jax.config.jax_compilation_cache_dir:
+  if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
 
 

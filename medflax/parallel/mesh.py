@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -13,7 +14,7 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(
-  sizes: ml_collections.ConfigDict | Mapping[str, int], devices: Sequence[jax.Device] | None = None
+  sizes: ml_collections.ConfigDict | Mapping[str, int], devices: Sequence[Any] | None = None
 ) -> Mesh:
   """A mesh over all devices.
 
