@@ -45,7 +45,9 @@ def git_hash() -> str:
   command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
   try:
     root = pathlib.Path(__file__).parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10, check=False)
+    done = subprocess.run(
+      command, cwd=root, capture_output=True, text=True, timeout=10, check=False
+    )
   except (OSError, subprocess.TimeoutExpired):
     return ""
   return done.stdout.strip() if done.returncode == 0 else ""

@@ -35,7 +35,7 @@ def remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
   return nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[policy])
 
 
-def param_init(init: jax.nn.initializers.Initializer, *axes: str | None):
+def param_init(init: jax.nn.initializers.Initializer, *axes: str | None) -> Callable[..., Any]:
   """`init` with logical axis names attached to the parameter it makes."""
   # No rules: linen would constrain the flat kernel that it reshapes, which has another rank.
   return nn.with_logical_partitioning(init, axes, rules=())

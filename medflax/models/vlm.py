@@ -52,9 +52,7 @@ class VLM(nn.Module):
     mask = causal_mask(slots, segment_ids, slots, segment_ids)
     return self.lm(tokens, positions, mask, self.embed_media(media), seen)[0]
 
-  def embed_media(
-    self, media: Mapping[str, Array]
-  ) -> Float[Array, "b m latents d"] | None:
+  def embed_media(self, media: Mapping[str, Array]) -> Float[Array, "b m latents d"] | None:
     """Features of every media slot, kinds one after the other in alphabetical order."""
     features = []
     for kind in sorted(media):
@@ -120,7 +118,6 @@ class VLM(nn.Module):
     return logits, cache | step
 
 
-
 def _visible(
   media_index: Int[Array, "b t"],
   media_first: Int[Array, "b t"] | None,
@@ -141,6 +138,4 @@ def model_inputs(batch: Mapping[str, Array]) -> tuple[tuple, dict[str, Any]]:
   }
   args = (by_kind("media/"), batch["tokens"], batch["media_index"])
   names = ("media_first", "positions", "segment_ids")
-  return args, {name: batch[name] for name in names} | {
-    "media_ordinal": by_kind("media_ordinal/")
-  }
+  return args, {name: batch[name] for name in names} | {"media_ordinal": by_kind("media_ordinal/")}

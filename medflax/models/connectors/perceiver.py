@@ -40,7 +40,12 @@ class PerceiverLayer(nn.Module):
     )(y)
     y = layers.layer_norm(name="mlp_norm", dtype=self.dtype)(latents)
     mlp = layers.MLP(
-      self.mlp_ratio * width, "gelu", use_bias=False, dtype=self.dtype, axis="vision_embed", name="mlp"
+      self.mlp_ratio * width,
+      "gelu",
+      use_bias=False,
+      dtype=self.dtype,
+      axis="vision_embed",
+      name="mlp",
     )
     return latents + mlp(y), None
 
@@ -65,9 +70,7 @@ class PerceiverResampler(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, "b m frames v d"]
-  ) -> Float[Array, "b m {self.num_latents} d"]:
+  def __call__(self, x: Float[Array, "b m frames v d"]) -> Float[Array, "b m {self.num_latents} d"]:
     """Raises ValueError when there are more frames or media than their tables hold."""
     b, m, frames, _, width = x.shape
     normal = nn.initializers.normal(1.0)

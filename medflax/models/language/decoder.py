@@ -205,5 +205,3 @@ class Decoder(nn.Module):
       rope_theta=self.rope_theta,
       norm_eps=self.norm_eps,
     )
-
-

@@ -55,7 +55,12 @@ class ViTBlock(nn.Module):
     )(y)
     y = layers.layer_norm(name="mlp_norm", dtype=self.dtype)(x)
     mlp = layers.MLP(
-      self.mlp_width, self.activation, use_bias=True, dtype=self.dtype, axis="vision_embed", name="mlp"
+      self.mlp_width,
+      self.activation,
+      use_bias=True,
+      dtype=self.dtype,
+      axis="vision_embed",
+      name="mlp",
     )
     return x + mlp(y), None
 
@@ -69,6 +74,10 @@ class ViT(nn.Module):
     class_token: whether a learned token joins the patches (CLIP); dropped from the output.
     pre_norm: LayerNorm before the first block (CLIP's `ln_pre`).
     final_norm: LayerNorm after the last block. OpenFlamingo's towers go without.
+    stem: output channels of stride-2 3×3 convolutions before the patch projection, each
+      followed by `activation`; they make small towers trained from scratch learn far sooner
+      (Xiao et al. 2021, Early convolutions help Transformers see better). The patch keeps its
+      meaning in input pixels. Empty for the published towers.
     mean, std: per-channel statistics taken off inputs in [0, 1].
     remat: a name in `layers.REMAT_POLICIES`.
   """
@@ -82,6 +91,7 @@ class ViT(nn.Module):
   class_token: bool = False
   pre_norm: bool = False
   final_norm: bool = True
+  stem: Sequence[int] = ()
   mean: Sequence[float] = (0.5,)
   std: Sequence[float] = (0.5,)
   remat: str = "none"
@@ -102,10 +112,9 @@ class ViT(nn.Module):
       raise ValueError(f"{kind} of shape {media.shape[1:]}; model.tower.inputs says {expected}")
     x = media.astype(jnp.float32) / (255.0 if media.dtype == jnp.uint8 else 1.0)
     x = ((x - jnp.asarray(self.mean)) / jnp.asarray(self.std)).astype(self.dtype)
-    x = patchify(x, spec["patch"])
-    x = layers.dense(
-      self.width, ("patch", "vision_embed"), name=f"patch_{kind}", dtype=self.dtype
-    )(x)
+    x = patchify(*self._stem(x, tuple(spec["patch"]), kind))
+    axes = ("patch", "vision_embed")
+    x = layers.dense(self.width, axes, name=f"patch_{kind}", dtype=self.dtype)(x)
     small = nn.initializers.normal(0.02)
     if self.class_token:
       token = self.param("class_token", layers.param_init(small, "vision_embed"), (self.width,))
@@ -129,3 +138,25 @@ class ViT(nn.Module):
     if self.final_norm:
       x = layers.layer_norm(name="final_norm", dtype=self.dtype)(x)
     return x[:, 1:] if self.class_token else x
+
+  def _stem(
+    self, x: Float[Array, "b *size c"], patch: tuple[int, ...], kind: str
+  ) -> tuple[Float[Array, "b *small features"], tuple[int, ...]]:
+    """The stem's features and what is left of the patch after its strides."""
+    for i, channels in enumerate(self.stem):
+      strides = tuple(2 if p % 2 == 0 else 1 for p in patch)
+      patch = tuple(p // s for p, s in zip(patch, strides, strict=True))
+      kernel = (3,) * len(patch)
+      x = nn.Conv(
+        channels,
+        kernel,
+        strides,
+        dtype=self.dtype,
+        kernel_init=layers.param_init(
+          nn.initializers.lecun_normal(), *(None,) * len(kernel), "patch", "vision_embed"
+        ),
+        bias_init=layers.param_init(nn.initializers.zeros, "vision_embed"),
+        name=f"stem_{kind}_{i}",
+      )(x)
+      x = layers.ACTIVATIONS[self.activation](x)
+    return x, patch
