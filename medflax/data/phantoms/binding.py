@@ -5,14 +5,15 @@ names which finding; the query asks for the word of one more image. Every image 
 the finding is all that the images of a way share, and the words mean nothing beforehand: only
 reading the support, and seeing what it shows, answers better than chance.
 
-Episodes come in groups of ways² (quads for two ways) that share findings, words, the order of the
-options and the support images. Member m of a group shifts the words round the findings by
-m // ways and queries way m % ways with that way's one query image. So, within a group,
+Episodes come in groups of ways² (quads for two ways) that share findings, words and the support
+images. Member m of a group shifts the words round the findings by m // ways and queries way m % ways
+with that way's one query image. So, within a group,
 
 * the prompt without support occurs once with every word as its answer, and
 * for given support examples, every word is the answer once.
 
-A model that ignores the support, or the query's image, scores exactly 1 / ways on each group.
+A model that ignores the support, or the query's image, scores 1 / ways at most on each group, and
+just that if it names one of the group's words. Without support a word is right 1 time in 16.
 """
 
 import numpy as np
@@ -25,6 +26,7 @@ INVENTED_WORDS = (
   "dax", "wug", "blick", "fep", "toma", "zorp", "kiv", "lorp",
   "mib", "nuz", "pask", "quib", "rell", "sulo", "vash", "yeg",
 )  # fmt: skip
+QUESTION = "Which word?"
 
 
 def even_ways(rng: np.random.Generator, num_shots: int, ways: int) -> list[int]:
@@ -33,24 +35,37 @@ def even_ways(rng: np.random.Generator, num_shots: int, ways: int) -> list[int]:
   return rng.permutation(repeated[:num_shots]).astype(int).tolist()
 
 
+def _words(member: int, ways: int) -> list[str]:
+  """The words of a member's group, dealt like cards: none twice before a deal is used up.
+
+  So whatever one word a model always says, it is right equally often.
+  """
+  group, tables = member // ways**2, len(INVENTED_WORDS) // ways
+  deal, table = divmod(group, tables)
+  shuffled = np.random.default_rng((ways, deal)).permutation(INVENTED_WORDS).tolist()
+  return shuffled[table * ways : (table + 1) * ways]
+
+
 def binding_episode(
   rng: np.random.Generator, member: int, num_shots: int, kind: str, ways: int
 ) -> tuple[list[Asked], int, list[Asked]]:
   """Plans a member of the group that `rng` stands for.
+
+  The question does not name the words. Asked with support, it is a choice among the group's
+  words, which the support shows; without, among all the invented words.
 
   Returns:
     The queries of all ways, the number of the one this member asks, and the support. Scenes,
     words and orders are the same for all members.
   """
   findings = rng.choice(list(FINDINGS), ways, replace=False).tolist()
-  words = rng.choice(INVENTED_WORDS, ways, replace=False).tolist()
-  options = tuple(rng.permutation(words).tolist())
-  question = f"{', '.join(options[:-1])} or {options[-1]}?"
+  words = _words(member, ways)
+  choices = tuple(sorted(words)) if num_shots else INVENTED_WORDS
   shift, query = divmod(member % ways**2, ways)
 
   def ask(way: int) -> Asked:
     scene = draw_scene(rng, kind, findings[way])
-    return Asked(scene, question, words[(way + shift) % ways], options, "binding")
+    return Asked(scene, QUESTION, words[(way + shift) % ways], choices, "binding")
 
   queries = [ask(way) for way in range(ways)]
   return queries, query, [ask(way) for way in even_ways(rng, num_shots, ways)]

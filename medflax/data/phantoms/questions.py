@@ -75,7 +75,8 @@ def ask_diagnosis(rng: np.random.Generator, cell: int, kind: str) -> Asked:
   return Asked(draw_scene(rng, kind, shown), question, YES_NO[cell % 2], YES_NO, "diagnosis")
 
 
-def _ask_finding(rng, cell, kind):
+def ask_finding(rng: np.random.Generator, cell: int, kind: str) -> Asked:
+  """The finding's name."""
   choices = (*NAMES, NO_FINDING)
   name = choices[cell % len(choices)]
   question = f"Which finding does this {kind} show?"
@@ -101,7 +102,7 @@ def _ask_count(rng, cell, kind):
   return Asked(scene, question, NUMBERS[count - 1], NUMBERS, "count")
 
 
-_VQA = (_ask_finding, _ask_side, _ask_size, _ask_count)
+_VQA = (ask_finding, _ask_side, _ask_size, _ask_count)
 
 
 def ask_vqa(rng: np.random.Generator, cell: int, kind: str) -> Asked:
@@ -139,6 +140,7 @@ def ask_rationale(rng: np.random.Generator, cell: int, kind: str) -> Asked:
 
 ASKS: dict[str, Ask] = {
   "modality": ask_modality,
+  "finding": ask_finding,
   "diagnosis": ask_diagnosis,
   "vqa": ask_vqa,
   "report": ask_report,
