@@ -120,6 +120,35 @@ def test_groups_are_counterbalanced(seed, group, num_shots, ways, task, split):
   assert all(len(answers) == ways for answers in by_support.values())
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_the_question_names_no_word(split):
+  for shots in (0, 1, 4):
+    query = PHANTOMS.episodes("binding", split, shots)[5].query
+    assert query.question == "Which word?"
+    assert query.answer in query.choices
+    assert len(query.choices) == (2 if shots else 16)
+  assert query.choices == tuple(sorted(query.choices))  # their order tells nothing
+
+
+@pytest.mark.parametrize("task", ["binding", "binding_3d"])
+@pytest.mark.parametrize("deal", [0, 1, 63])
+def test_eight_quads_use_every_word_once(task, deal):
+  episodes = Phantoms((2, 2), (2, 2, 2)).episodes(task, "test", 2)
+  quads = [[episodes[32 * deal + 4 * q + m].query for m in range(4)] for q in range(8)]
+  assert len({tuple(query.choices for query in quad) for quad in quads}) == 8
+  dealt = [word for quad in quads for word in {query.answer for query in quad}]
+  assert sorted(dealt) == sorted(INVENTED_WORDS)
+  # Whatever word is always said, it is right for one query in sixteen.
+  answers = collections.Counter(query.answer for quad in quads for query in quad)
+  assert set(answers.values()) == {2} and sum(answers.values()) == 32
+
+
+def test_deals_differ():
+  episodes = Phantoms((2, 2)).episodes("binding", "test", 2)
+  pairs = [[episodes[32 * deal + 4 * q].query.choices for q in range(8)] for deal in range(4)]
+  assert len({tuple(deal) for deal in pairs}) == 4
+
+
 def test_the_query_is_the_same_for_every_number_of_shots():
   for task in Phantoms.tasks:
     zero, four = (PHANTOMS.episodes(task, "test", shots)[9].query for shots in (0, 4))
@@ -139,7 +168,7 @@ def test_diagnosis_is_balanced_for_every_finding():
   assert len(asked) == 2 * len(FINDINGS) and set(asked.values()) == {2}
 
 
-def test_vqa_and_modality_answers_are_balanced():
+def test_vqa_modality_and_finding_answers_are_balanced():
   answers = collections.defaultdict(collections.Counter)
   episodes = PHANTOMS.episodes("vqa", "val", 0)
   for i in range(4 * 48):
@@ -148,11 +177,12 @@ def test_vqa_and_modality_answers_are_balanced():
   assert {kind: set(counts.values()) for kind, counts in answers.items()} == {
     "finding": {3}, "side": {24}, "size": {24}, "count": {16},
   }  # fmt: skip
-  for task, known in (("modality", 5), ("modality_3d", 3)):
-    found = collections.Counter(
-      PHANTOMS.episodes(task, "val", 0)[i].query.answer for i in range(30)
-    )
-    assert list(found.values()) == [30 // known] * known
+  for task, known in (("modality", 5), ("modality_3d", 3), ("finding", 16), ("finding_3d", 16)):
+    queries = [PHANTOMS.episodes(task, "val", 0)[i].query for i in range(3 * known)]
+    found = collections.Counter(query.answer for query in queries)
+    assert list(found.values()) == [3] * known
+    about = task.removesuffix("_3d")
+    assert all(query.answer == query.meta[about] for query in queries)
 
 
 def test_answers_agree_with_what_is_drawn():
