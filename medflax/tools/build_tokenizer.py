@@ -35,7 +35,7 @@ image in infarct infarcts inwards is it large left level lie lies line lines luc
 masses microscopy midline modality no nodule nodules oedema of on one or outside parallel
 pneumothorax points pool radiate report right ring round several sharp short show sideways small
 spiculated spikes spot straight streaks surrounds the thin this three tiny together top two
-ultrasound volume wedge why yes zigzag
+ultrasound volume wedge why word yes zigzag
 """
 QUESTION_WORDS = """
 What Which Where How Is Are Does Can There
