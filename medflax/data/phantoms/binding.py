@@ -6,8 +6,8 @@ the finding is all that the images of a way share, and the words mean nothing be
 reading the support, and seeing what it shows, answers better than chance.
 
 Episodes come in groups of ways² (quads for two ways) that share findings, words and the support
-images. Member m of a group shifts the words round the findings by m // ways and queries way m % ways
-with that way's one query image. So, within a group,
+images. Member m of a group shifts the words round the findings by m // ways and queries way
+m % ways with that way's one query image. So, within a group,
 
 * the prompt without support occurs once with every word as its answer, and
 * for given support examples, every word is the answer once.
