@@ -15,7 +15,7 @@ from typing import Any
 
 import ml_collections
 
-from medflax.utils import UserError, nearest
+from medflax.utils import UserError, nearest, pick
 
 Section = Mapping[str, Any] | ml_collections.ConfigDict
 SECTIONS = (Mapping, ml_collections.ConfigDict)  # the same for isinstance
@@ -88,13 +88,6 @@ NOT_NEGATIVE = (
 )
 
 
-def pick(options: Section, name: str, what: str) -> Any:
-  """`options[name]`; an unknown name is a `UserError` with the nearest known one."""
-  if name not in options:
-    raise UserError(f"unknown {what} {name!r}{nearest(str(name), options)}")
-  return options[name]
-
-
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
   """Parses a config file's argument, `"variant=9b,data=folder"`.
 
@@ -152,10 +145,10 @@ def load_config(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_coll
     *sections, field = name.split(".")
     node: Any = config
     for i, section in enumerate(sections):
-      node = pick(node, section, f"section of {_dotted('config', *sections[:i])}")
+      node = pick(dict(node), section, f"section of {_dotted('config', *sections[:i])}")
       if not isinstance(node, ml_collections.ConfigDict):
         raise UserError(f"{_dotted('config', *sections[: i + 1])} is not a section")
-    known = pick(node, field, f"field of {_dotted('config', *sections)}")
+    known = pick(dict(node), field, f"field of {_dotted('config', *sections)}")
     with node.unlocked():
       node[field] = parse_value(text, _plain(known), f"config.{name}")
   return config.lock()

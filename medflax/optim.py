@@ -7,8 +7,7 @@ from typing import Any
 import ml_collections
 import optax
 
-from medflax.config import pick
-from medflax.utils import UserError
+from medflax.utils import UserError, pick
 
 # Each takes (peak, num_steps, warmup_steps, final_fraction). `num_steps` counts updates of the
 # weights: a step with accumulation is one, a skipped one is none.

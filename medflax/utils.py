@@ -1,11 +1,12 @@
-"""Small helpers without a better home: user-facing errors, atomic files, nearest names."""
+"""Small helpers without a better home: user-facing errors, names looked up, atomic files."""
 
 import difflib
 import os
 import pathlib
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class UserError(ValueError):
@@ -20,6 +21,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
   known = sorted(known)
   close = difflib.get_close_matches(name, known, n=1)
   return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def pick(options: Mapping[str, Any], name: str, what: str) -> Any:
+  """`options[name]`; an unknown name is a `UserError` with the nearest known one."""
+  if name not in options:
+    raise UserError(f"unknown {what} {name!r}{nearest(str(name), options)}")
+  return options[name]
 
 
 def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:

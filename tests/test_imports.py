@@ -23,7 +23,7 @@ LAYERS = {
   "parallel": ("utils",),
   "checkpoint": ("utils",),
   "workdir": ("config", "utils"),
-  "optim": ("config", "utils"),
+  "optim": ("utils",),
   "data": ("utils",),
   "data.pipeline": ("data", "utils"),
   "models": ("utils",),

@@ -24,7 +24,7 @@ from medflax.metric_writer import log_to_console
 from medflax.metrics.intervals import Measurement
 from medflax.parallel import sharding
 from medflax.train_step import TrainState
-from medflax.utils import UserError
+from medflax.utils import UserError, pick
 
 
 def evaluate(
@@ -44,9 +44,7 @@ def evaluate(
   parts = build(config)
   dataset = DATASETS[config.data.source](config.data, config.seed)
   run = trainer.Run(parts, dataset, workdir)
-  evaluators = [
-    config_lib.pick(run.evaluators, name, "evaluator") for name in names or run.evaluators
-  ]
+  evaluators = [pick(run.evaluators, name, "evaluator") for name in names or run.evaluators]
   step = find_step(workdir / "checkpoints", step)
   metrics = {}
   with jax.set_mesh(parts.mesh), nn.logical_axis_rules(sharding.RULES):
