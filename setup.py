@@ -18,6 +18,7 @@ INSTALL_REQUIRES = [
   "pillow>=11",  # PNG and JPEG
   "pydicom>=3.0",  # DICOM; 3.0 has the pixel API that is used
   "tensorboardX>=2.6.2",  # TensorBoard events without TensorFlow
+  "safetensors>=0.5",  # weights in and out, never pickles
   "tokenizers>=0.21",  # byte-level BPE, the shipped tokenizer
   "tqdm>=4.66",  # the progress bar
   "transformers>=5.0",  # tokenizer folders and image processors; never its models, so no torch
@@ -49,7 +50,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["medflax", "medflax.*"]),
-  package_data={"medflax": ["**/*.json", "**/*.html", "**/*.css"]},
+  package_data={"medflax": ["**/*.json", "**/*.html", "**/*.css", "**/*.safetensors"]},
   install_requires=INSTALL_REQUIRES,
   extras_require=EXTRAS_REQUIRE,
   classifiers=[

@@ -10,16 +10,17 @@ and one's own images; `3b` and `9b` have the sizes of OpenFlamingo-3B and of Med
 
 from ml_collections import ConfigDict
 
-from medflax.config import parse_arg, pick
+from medflax.config import parse_arg
+from medflax.utils import pick
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-  arg = parse_arg(arg, variant="tiny", data="phantom")
+  options = parse_arg(arg, variant="tiny", data="phantom")
   config = ConfigDict()
   config.name = "flamingo_med"
-  config.variant = arg.variant
+  config.variant = options.variant
   config.seed = 0
   config.tokenizer = dict(path="")  # "": the one in the package; else a Hugging Face folder
   config.prompt = dict(
@@ -29,7 +30,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     end="<|endofchunk|>",
   )
   config.data = dict(
-    source=arg.data,
+    source=options.data,
     root="",  # of source "folder"
     on_bad_sample="raise",  # or "skip": left out, counted and listed in the report
     image_size=(32, 32),
@@ -42,6 +43,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     packing_bins=8,
   )
   config.model = dict(dtype="float32", remat="none")
+  config.init = ""  # safetensors file of pretrained weights to start from
   config.trainable = ".*"  # full match of 'path/to/leaf'
   config.train = dict(
     num_steps=600,
@@ -69,8 +71,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.checkpoint = dict(every=100, keep=2, allow_config_change=False)
   config.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: what is left
   config.evals = {}
-  pick(VARIANTS, arg.variant, "variant")(config)
-  pick(DATA, arg.data, "data")(config)
+  pick(VARIANTS, options.variant, "variant")(config)
+  pick(DATA, options.data, "data")(config)
   return config
 
 
@@ -83,15 +85,18 @@ def _tower(config: ConfigDict, image_patch: tuple, volume_patch: tuple, **fields
 
 
 def tiny(config: ConfigDict) -> None:
-  """Under a million parameters, for CPUs and tests."""
-  _tower(config, (8, 8), (4, 8, 8), width=96, depth=2, heads=4, mlp_width=384)
-  config.model.connector = dict(type="perceiver", num_latents=8, depth=1, heads=4, head_dim=24)
-  config.model.fusion = dict(type="gated_xattn", xattn_every=1, heads=4, head_dim=24)
+  """Under a million parameters, for CPUs and tests; the tower knows phantoms beforehand."""
+  config.init = "phantom_tower.safetensors"  # made by medflax.tools.pretrain_tower
+  _tower(config, (8, 8), (4, 8, 8), width=64, depth=2, heads=4, mlp_width=128, stem=(32, 64))
+  config.model.connector = dict(type="perceiver", num_latents=4, depth=1, heads=4, head_dim=16)
+  config.model.fusion = dict(type="gated_xattn", xattn_every=1, heads=4, head_dim=16)
   config.model.lm = dict(
     type="decoder",
-    **dict(vocab_size=1024, width=96, depth=3, heads=4, kv_heads=2, mlp_width=256),
-    tie_embeddings=True,
+    **dict(vocab_size=1024, width=64, depth=3, heads=4, kv_heads=4, mlp_width=128),
+    rope_theta=1e7,  # with heads this small, fast rotations leave little to match content by
   )
+  config.model.connector.mlp_ratio = 2
+  config.model.fusion.mlp_ratio = 1
 
 
 def small(config: ConfigDict) -> None:
@@ -155,20 +160,29 @@ VARIANTS = {"tiny": tiny, "small": small, "3b": three_b, "9b": nine_b}
 
 def phantom(config: ConfigDict) -> None:
   """Generated images: invented words are bound to findings by the support examples alone."""
-  config.data.train = dict(
-    binding=dict(task="binding", num_shots=(0, 8), weight=1.0),
-    modality=dict(task="modality", num_shots=(0, 4), weight=0.25),
+  config.optimizer.lr_multipliers = ((".*_gate", 10.0),)  # zero gates open sooner
+  config.data.max_tokens, config.data.max_media = 128, dict(image=9, volume=2)
+  config.data.packing_bins = 32
+  mixture = dict(
+    binding=(2, 8, 1.0),
+    finding=(0, 8, 1.0),
+    modality=(0, 8, 0.3),
+    vqa=(0, 8, 0.3),
+    modality_3d=(0, 1, 0.6),
+    finding_3d=(0, 1, 0.9),
   )
+  config.data.train = {
+    task: dict(task=task, num_shots=(low, high), weight=weight)
+    for task, (low, high, weight) in mixture.items()
+  }
+  fewshot = dict(type="fewshot_vqa", every=0, split="test", num_episodes=512)
   config.evals = dict(
     perplexity=dict(type="perplexity", every=200, task="binding", split="val"),
-    binding=dict(
-      type="fewshot_vqa",
-      every=0,  # only after the last step
-      task="binding",
-      split="test",
-      num_shots=(0, 1, 2, 4, 8),
-      num_episodes=512,
-    ),
+    binding=dict(**fewshot, task="binding", num_shots=(0, 1, 2, 4, 8), max_new_tokens=3),
+    modality=dict(**fewshot, task="modality", num_shots=(0,), max_new_tokens=4),
+    modality_3d=dict(**fewshot, task="modality_3d", num_shots=(0,), max_new_tokens=4),
+    finding=dict(**fewshot, task="finding", num_shots=(0,), max_new_tokens=6),
+    finding_3d=dict(**fewshot, task="finding_3d", num_shots=(0,), max_new_tokens=6),
   )
 
 

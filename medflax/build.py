@@ -20,6 +20,7 @@ from medflax.data.tokenizer import Tokenizer, load_tokenizer
 from medflax.models import build_model, model_inputs
 from medflax.parallel import sharding
 from medflax.parallel.mesh import make_mesh
+from medflax.pretrained import load_weights, merge_weights
 from medflax.train_step import TrainState, create_state, train_step
 from medflax.utils import UserError
 
@@ -90,7 +91,22 @@ def build(config: ml_collections.ConfigDict) -> Parts:
     tx=tx,
     state=sharding.with_shardings(nn.unbox(boxed), shardings),
     batch=batch,
-    create=lambda seed: create(jax.random.key(seed)),
+    create=lambda seed: _initialised(create(jax.random.key(seed)), config.init),
+  )
+
+
+def _initialised(state: TrainState, path: str) -> TrainState:
+  """The state with the pretrained weights of `config.init` in place."""
+  if not path:
+    return state
+  weights = load_weights(path)
+  if unknown := sorted(set(weights) - set(state.trainable | state.frozen)):
+    raise UserError(
+      f"config.init: {path!r} has weights that the model lacks: {', '.join(unknown[:3])}; "
+      "match config.model or set config.init to ''"
+    )
+  return state.replace(
+    trainable=merge_weights(state.trainable, weights), frozen=merge_weights(state.frozen, weights)
   )
 
 

@@ -49,6 +49,7 @@ SCHEMA = {
     "dtype": str,
     "remat": str,
   },
+  "init": str,
   "trainable": str,
   "train": {
     "num_steps": int,

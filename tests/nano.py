@@ -37,6 +37,7 @@ OVERRIDES = {
   "optimizer.warmup_steps": "0",
   "checkpoint.every": "2",
   "evals": "{}",
+  "init": "",
 }
 
 

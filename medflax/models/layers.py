@@ -48,6 +48,7 @@ def dense(
   name: str,
   num_inputs: int = 1,
   use_bias: bool = False,
+  init_scale: float = 1.0,
   dtype: Dtype = jnp.float32,
 ) -> nn.DenseGeneral:
   """A linear map over the last `num_inputs` axes with named weight axes.
@@ -55,13 +56,15 @@ def dense(
   Args:
     features: output shape.
     axes: a logical name for each kernel dimension, inputs first.
+    init_scale: factor on the standard deviation of the initial kernel, 1 / √(fan in).
   """
+  init = nn.initializers.variance_scaling(init_scale**2, "fan_in", "truncated_normal")
   return nn.DenseGeneral(
     features,
     axis=tuple(range(-num_inputs, 0)),
     use_bias=use_bias,
     dtype=dtype,
-    kernel_init=param_init(nn.initializers.lecun_normal(), *axes),
+    kernel_init=param_init(init, *axes),
     bias_init=param_init(nn.initializers.zeros, *axes[num_inputs:]),
     name=name,
   )

@@ -1,0 +1,123 @@
+r"""Pretrains a vision tower and its connector to name what phantoms show.
+
+python -m medflax.tools.pretrain_tower --config=configs/flamingo_med.py --to FILE.safetensors
+
+Flamingo starts from a pretrained vision encoder; this makes the one that `tiny` starts from, as
+CLIP is for `9b`. Linear probes on the mean of the connector's latents classify finding,
+modality, side, size and count of training phantoms, 2D and 3D; the probes are thrown away.
+"""
+
+import argparse
+import time
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import safetensors.numpy
+
+from medflax.config import load_config
+from medflax.data import DATASETS
+from medflax.data.documents import IMAGE, VOLUME, Dataset
+from medflax.data.phantoms import FINDINGS, MODALITIES
+from medflax.models import build_model
+from medflax.utils import write_atomic
+
+# Classes of each attribute in `Sample.meta`; others, as the side of no finding, are not scored.
+ATTRIBUTES = {
+  "finding": (*FINDINGS, "no finding"),
+  "modality": MODALITIES,
+  "side": ("left", "right"),
+  "size": ("small", "large"),
+  "count": (1, 2, 3),
+}
+TASKS = {IMAGE: "report", VOLUME: "report_3d"}
+PER_EPISODE = 16
+
+
+def labelled(dataset: Dataset, split: str, indices: range) -> dict[str, tuple[np.ndarray, ...]]:
+  """For each kind: media [n, 1, …] and labels [n, attributes], -1 where there is none."""
+  batch = {}
+  for kind, task in TASKS.items():
+    episodes = dataset.episodes(task, split, PER_EPISODE - 1)
+    samples = [s for i in indices for s in (episodes[i].query, *episodes[i].support)]
+    labels = [
+      [names.index(s.meta[key]) if s.meta[key] in names else -1 for key, names in ATTRIBUTES.items()]
+      for s in samples
+    ]
+    batch[kind] = np.stack([s.media[0].array for s in samples])[:, None], np.array(labels)
+  return batch
+
+
+def losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Summed cross-entropy of all attributes, and the accuracy of each."""
+  ends = np.cumsum([len(names) for names in ATTRIBUTES.values()])[:-1]
+  total, accuracy = 0.0, []
+  for i, scores in enumerate(jnp.split(logits, ends, axis=-1)):
+    scored = labels[:, i] >= 0
+    mean = lambda x, scored=scored: (x * scored).sum() / jnp.maximum(scored.sum(), 1)
+    total += mean(optax.softmax_cross_entropy_with_integer_labels(scores, labels[:, i] % 3000))
+    accuracy.append(mean(scores.argmax(-1) == labels[:, i]))
+  return total, jnp.stack(accuracy)
+
+
+def pretrain(config, *, num_steps: int, lr: float) -> dict[str, np.ndarray]:
+  """Trains and returns the flat weights of tower and connector, in float16."""
+  dataset = DATASETS["phantom"](config.data, config.seed)
+  model = build_model(flax.core.freeze(config.model.to_dict()))
+  probe = nn.Dense(sum(len(names) for names in ATTRIBUTES.values()))
+
+  def objective(params, batch):
+    results = []
+    for kind, (media, labels) in batch.items():
+      features = model.apply({"params": params["model"]}, {kind: media}, method="embed_media")
+      results.append(losses(probe.apply({"params": params[kind]}, features[:, 0].mean(1)), labels))
+    return sum(loss for loss, _ in results), [accuracy for _, accuracy in results]
+
+  schedule = optax.warmup_cosine_decay_schedule(0.0, lr, num_steps // 20, num_steps, lr / 20)
+  tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.05))
+
+  @jax.jit
+  def step(params, opt_state, batch):
+    grads = jax.grad(lambda p: objective(p, batch)[0])(params)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  batch = labelled(dataset, "train", range(1))
+  key = jax.random.key(config.seed)
+  media = {kind: media for kind, (media, _) in batch.items()}
+  media = {kind: array[:1] for kind, array in media.items()}
+  params = {"model": nn.unbox(model.init(key, media, method="embed_media"))["params"]}
+  width = config.model.tower.width
+  params |= {kind: probe.init(key, jnp.zeros((1, width)))["params"] for kind in media}
+  opt_state, began, accuracy = tx.init(params), time.monotonic(), jax.jit(objective)
+  held_out = labelled(dataset, "val", range(32))
+  for i in range(1, num_steps + 1):
+    params, opt_state = step(params, opt_state, labelled(dataset, "train", range(3 * i, 3 * i + 3)))
+    if i % 100 == 0 or i == num_steps:
+      scores = accuracy(params, held_out)[1]
+      shown = "  ".join(
+        f"{kind} " + " ".join(f"{k} {v:.3f}" for k, v in zip(ATTRIBUTES, s, strict=True))
+        for kind, s in zip(held_out, scores, strict=True)
+      )
+      left = (time.monotonic() - began) / i * (num_steps - i)
+      print(f"step {i}/{num_steps}  {shown}  {left:.0f} s left", flush=True)
+  flat = flax.traverse_util.flatten_dict(jax.device_get(params["model"]), sep="/")
+  return {path: np.asarray(x, np.float16) for path, x in flat.items()}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--config", default="configs/flamingo_med.py")
+  parser.add_argument("--to", required=True, help="the safetensors file to write")
+  parser.add_argument("--num_steps", type=int, default=3000)
+  parser.add_argument("--lr", type=float, default=4e-3)
+  args = parser.parse_args()
+  weights = pretrain(load_config(args.config, {}), num_steps=args.num_steps, lr=args.lr)
+  write_atomic(args.to, safetensors.numpy.save(weights))
+
+
+if __name__ == "__main__":
+  main()
