@@ -46,7 +46,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.init = ""  # safetensors file of pretrained weights to start from
   config.trainable = ".*"  # full match of 'path/to/leaf'
   config.train = dict(
-    num_steps=600,
+    num_steps=1000,
     batch_size=16,
     log_every=20,
     z_loss=0.0,
@@ -55,7 +55,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   )
   config.optimizer = dict(
     type="adamw",
-    lr=2e-3,
+    lr=3e-3,
     schedule="cosine",
     warmup_steps=50,
     final_lr_fraction=0.1,
@@ -68,7 +68,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     accumulate=1,  # micro-batches that a batch is cut into
     lr_multipliers=(),  # pairs (regex, factor)
   )
-  config.checkpoint = dict(every=100, keep=2, allow_config_change=False)
+  config.checkpoint = dict(every=200, keep=2, allow_config_change=False)
   config.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: what is left
   config.evals = {}
   pick(VARIANTS, options.variant, "variant")(config)
@@ -87,6 +87,7 @@ def _tower(config: ConfigDict, image_patch: tuple, volume_patch: tuple, **fields
 def tiny(config: ConfigDict) -> None:
   """Under a million parameters, for CPUs and tests; the tower knows phantoms beforehand."""
   config.init = "phantom_tower.safetensors"  # made by medflax.tools.pretrain_tower
+  config.trainable = "(connector|lm)/.*"  # the tower stays frozen, as in Flamingo
   _tower(config, (8, 8), (4, 8, 8), width=64, depth=2, heads=4, mlp_width=128, stem=(32, 64))
   config.model.connector = dict(type="perceiver", num_latents=4, depth=1, heads=4, head_dim=16)
   config.model.fusion = dict(type="gated_xattn", xattn_every=1, heads=4, head_dim=16)
@@ -95,7 +96,6 @@ def tiny(config: ConfigDict) -> None:
     **dict(vocab_size=1024, width=64, depth=3, heads=4, kv_heads=4, mlp_width=128),
     rope_theta=1e7,  # with heads this small, fast rotations leave little to match content by
   )
-  config.model.connector.mlp_ratio = 2
   config.model.fusion.mlp_ratio = 1
 
 
@@ -164,12 +164,11 @@ def phantom(config: ConfigDict) -> None:
   config.data.max_tokens, config.data.max_media = 128, dict(image=9, volume=2)
   config.data.packing_bins = 32
   mixture = dict(
-    binding=(2, 8, 1.0),
-    finding=(0, 8, 1.0),
-    modality=(0, 8, 0.3),
-    vqa=(0, 8, 0.3),
-    modality_3d=(0, 1, 0.6),
-    finding_3d=(0, 1, 0.9),
+    binding=(2, 8, 2.0),
+    finding=(0, 8, 0.5),
+    modality=(0, 8, 0.15),
+    finding_3d=(0, 1, 0.4),
+    modality_3d=(0, 1, 0.3),
   )
   config.data.train = {
     task: dict(task=task, num_shots=(low, high), weight=weight)
@@ -188,6 +187,8 @@ def phantom(config: ConfigDict) -> None:
 
 def folder(config: ConfigDict) -> None:
   """A folder of images with a manifest; see docs/data.md."""
+  if config.init:  # a tower that knows phantoms must learn real images
+    config.trainable = ".*"
   config.data.train = dict(vqa=dict(task="vqa", num_shots=(0, 4), weight=1.0))
   config.data.max_media = dict(image=5, volume=0)
   config.evals = dict(
