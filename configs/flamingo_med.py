@@ -87,16 +87,15 @@ def _tower(config: ConfigDict, image_patch: tuple, volume_patch: tuple, **fields
 def tiny(config: ConfigDict) -> None:
   """Under a million parameters, for CPUs and tests; the tower knows phantoms beforehand."""
   config.init = "phantom_tower.safetensors"  # made by medflax.tools.pretrain_tower
-  config.trainable = "(connector|lm)/.*"  # the tower stays frozen, as in Flamingo
+  config.trainable = "lm/.*"  # tower and resampler, made together, stay frozen
   _tower(config, (8, 8), (4, 8, 8), width=64, depth=2, heads=4, mlp_width=128, stem=(32, 64))
   config.model.connector = dict(type="perceiver", num_latents=4, depth=1, heads=4, head_dim=16)
-  config.model.fusion = dict(type="gated_xattn", xattn_every=1, heads=4, head_dim=16)
+  config.model.fusion = dict(type="gated_xattn", xattn_every=1, heads=4, head_dim=16, mlp_ratio=1)
   config.model.lm = dict(
     type="decoder",
     **dict(vocab_size=1024, width=64, depth=3, heads=4, kv_heads=4, mlp_width=128),
     rope_theta=1e7,  # with heads this small, fast rotations leave little to match content by
   )
-  config.model.fusion.mlp_ratio = 1
 
 
 def small(config: ConfigDict) -> None:
@@ -164,11 +163,11 @@ def phantom(config: ConfigDict) -> None:
   config.data.max_tokens, config.data.max_media = 128, dict(image=9, volume=2)
   config.data.packing_bins = 32
   mixture = dict(
-    binding=(2, 8, 2.0),
-    finding=(0, 8, 0.5),
+    binding=(2, 8, 1.0),
+    finding=(0, 8, 1.0),
     modality=(0, 8, 0.15),
     finding_3d=(0, 1, 0.4),
-    modality_3d=(0, 1, 0.3),
+    modality_3d=(0, 1, 0.2),
   )
   config.data.train = {
     task: dict(task=task, num_shots=(low, high), weight=weight)

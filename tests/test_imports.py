@@ -32,7 +32,16 @@ LAYERS = {
   "evals": ("data", "data.pipeline", "inference", "metrics", "models", "parallel", "utils"),
   "train_step": ("models", "utils"),
   "summary": ("parallel", "train_step"),
-  "build": ("data", "data.pipeline", "models", "optim", "parallel", "pretrained", "train_step", "utils"),
+  "build": (
+    "data",
+    "data.pipeline",
+    "models",
+    "optim",
+    "parallel",
+    "pretrained",
+    "train_step",
+    "utils",
+  ),
   "trainer": (
     *("build", "checkpoint", "config", "data", "data.pipeline", "evals", "interrupt"),
     *("metric_writer", "optim", "parallel", "report", "summary", "train_step", "utils"),

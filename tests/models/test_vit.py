@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from medflax.models.vision.vit import ViT, patchify
+from medflax.models.vision.vit import ViT, fold_depth, patchify
 
 INPUTS = {
   "image": {"size": (8, 12), "patch": (4, 4), "channels": 3},
@@ -100,9 +100,25 @@ def test_a_stem_keeps_the_patches_where_they_are(kind, patches):
   params, media = init(model, kind)
   assert apply(model, params, media, kind).shape == (2, patches, 8)
   params = params["params"]
-  assert params[f"stem_{kind}_1"]["kernel"].shape == (*(3,) * len(INPUTS[kind]["size"]), 4, 8)
+  # A volume's third dimension stands among the channels; see `vit.fold_depth`.
+  inputs = {"image": 4, "volume": 3 * 4}[kind]
+  assert params[f"stem_{kind}_1"]["kernel"].shape == (3, 3, inputs, 8)
   # Of the volumes' patch, depth 2 is halved by the first convolution alone; the rest by both.
   assert params[f"patch_{kind}"]["kernel"].shape == (8, 8)
+
+
+@pytest.mark.parametrize("depth", [4, 5, 8])
+@pytest.mark.parametrize("strides", [(1, 2, 2), (2, 2, 2)])
+def test_a_folded_convolution_is_a_3d_one(depth, strides):
+  x = jax.random.normal(jax.random.key(0), (2, depth, 6, 4, 3))
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 3, 5))
+  layout = ("NDHWC", "DHWIO", "NDHWC")
+  want = jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
+  lead, images = fold_depth(x, strides)
+  flat = jnp.moveaxis(kernel, 0, 2).reshape(3, 3, 9, 5)
+  layout = ("NHWC", "HWIO", "NHWC")
+  got = jax.lax.conv_general_dilated(images, flat, strides[1:], "SAME", dimension_numbers=layout)
+  np.testing.assert_allclose(got.reshape(*lead, *got.shape[1:]), want, atol=1e-4)
 
 
 def test_remat_changes_nothing():

@@ -32,7 +32,7 @@ def patchify(x: Float[Array, "b *size c"], patch: Sequence[int]) -> Float[Array,
   return x.reshape(batch, math.prod(grid), math.prod(patch) * channels)
 
 
-def _fold_depth(
+def fold_depth(
   x: Float[Array, "b d h w c"], strides: tuple[int, ...]
 ) -> tuple[tuple[int, int], Float[Array, "bd h w c3"]]:
   """Slices as a batch of images, each with its two neighbours as channels, every stride-th kept.
@@ -165,7 +165,7 @@ class ViT(nn.Module):
     for i, channels in enumerate(self.stem):
       strides = tuple(2 if p % 2 == 0 else 1 for p in patch)
       patch = tuple(p // s for p, s in zip(patch, strides, strict=True))
-      lead, x = _fold_depth(x, strides) if len(patch) == 3 else (x.shape[:1], x)
+      lead, x = fold_depth(x, strides) if len(patch) == 3 else (x.shape[:1], x)
       plane = strides[-2:]
       x = nn.Conv(
         channels,
