@@ -76,11 +76,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
   return config
 
 
-def _tower(config: ConfigDict, image_patch: tuple, volume_patch: tuple, **fields) -> None:
-  inputs = dict(
-    image=dict(size=config.data.get_ref("image_size"), patch=image_patch, channels=3),
-    volume=dict(size=config.data.get_ref("volume_size"), patch=volume_patch, channels=1),
-  )
+def _tower(config: ConfigDict, image_patch: tuple, volume_patch: tuple = (), **fields) -> None:
+  size = config.data.get_ref
+  inputs = dict(image=dict(size=size("image_size"), patch=image_patch, channels=3))
+  if volume_patch:
+    inputs["volume"] = dict(size=size("volume_size"), patch=volume_patch, channels=1)
   config.model.tower = dict(type="vit", inputs=inputs, **fields)
 
 
@@ -118,7 +118,7 @@ def _pretrained_scale(config: ConfigDict) -> None:
   config.data.max_tokens, config.data.max_media = 512, dict(image=8, volume=0)
   _tower(
     config,
-    *((14, 14), (4, 14, 14)),
+    (14, 14),  # images alone, as CLIP
     **dict(width=1024, depth=24, heads=16, mlp_width=4096, activation="quick_gelu"),
     **dict(class_token=True, pre_norm=True, final_norm=False, mean=CLIP_MEAN, std=CLIP_STD),
   )
@@ -160,7 +160,9 @@ VARIANTS = {"tiny": tiny, "small": small, "3b": three_b, "9b": nine_b}
 def phantom(config: ConfigDict) -> None:
   """Generated images: invented words are bound to findings by the support examples alone."""
   config.optimizer.lr_multipliers = ((".*_gate", 10.0),)  # zero gates open sooner
-  config.data.max_tokens, config.data.max_media = 128, dict(image=9, volume=2)
+  volumes = "volume" in config.model.tower.inputs
+  config.data.max_tokens = 128
+  config.data.max_media = dict(image=9, volume=2 if volumes else 0)
   config.data.packing_bins = 32
   mixture = dict(
     binding=(2, 8, 1.0),
@@ -172,6 +174,7 @@ def phantom(config: ConfigDict) -> None:
   config.data.train = {
     task: dict(task=task, num_shots=(low, high), weight=weight)
     for task, (low, high, weight) in mixture.items()
+    if volumes or not task.endswith("_3d")
   }
   fewshot = dict(type="fewshot_vqa", every=0, split="test", num_episodes=512)
   config.evals = dict(
@@ -182,6 +185,9 @@ def phantom(config: ConfigDict) -> None:
     finding=dict(**fewshot, task="finding", num_shots=(0,), max_new_tokens=6),
     finding_3d=dict(**fewshot, task="finding_3d", num_shots=(0,), max_new_tokens=6),
   )
+  for name in ("modality_3d", "finding_3d"):
+    if not volumes:
+      del config.evals[name]
 
 
 def folder(config: ConfigDict) -> None:
