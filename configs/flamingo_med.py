@@ -192,8 +192,8 @@ def phantom(config: ConfigDict) -> None:
 
 def folder(config: ConfigDict) -> None:
   """A folder of images with a manifest; see docs/data.md."""
-  if config.init:  # a tower that knows phantoms must learn real images
-    config.trainable = ".*"
+  if config.init:  # a tower that knows phantoms alone is no start for real images
+    config.init, config.trainable = "", ".*"
   config.data.train = dict(vqa=dict(task="vqa", num_shots=(0, 4), weight=1.0))
   config.data.max_media = dict(image=5, volume=0)
   config.evals = dict(
