@@ -78,7 +78,7 @@ SCHEMA = {
   "mesh": {"data": int, "fsdp": int, "tensor": int},
   "evals": Mapping,
 }
-TASK_FIELDS = {"task": str, "num_shots": (int, tuple), "weight": float}
+TASK_FIELDS = {"task": str, "num_shots": (int, tuple), "weight": float, "targets": str}
 POSITIVE = (
   *("data.max_tokens", "train.num_steps", "train.batch_size", "train.log_every"),
   *("train.max_bad_steps", "optimizer.accumulate", "checkpoint.keep"),
@@ -225,6 +225,7 @@ def _check_type(value: Any, kind: Any, where: str) -> None:
 def _check_parts(config: ml_collections.ConfigDict) -> None:
   # Imported here: these bring in jax, which a mistyped flag must not wait for.
   from medflax import data, evals, models, optim
+  from medflax.data import documents
 
   parts = {
     "tower": models.VISION_TOWERS,
@@ -244,6 +245,8 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
       if field not in section and spec.default is spec.default_factory is dataclasses.MISSING:
         raise UserError(f"config.model.{name} lacks the field {field!r}")
   pick(data.DATASETS, config.data.source, "config.data.source")
+  for name, entry in config.data.train.items():
+    pick(documents.TARGETS, entry.targets, f"config.data.train.{name}.targets")
   pick(optim.OPTIMIZERS, config.optimizer.type, "config.optimizer.type")
   pick(optim.SCHEDULES, config.optimizer.schedule, "config.optimizer.schedule")
   for name, section in config.evals.items():

@@ -9,7 +9,7 @@ Three small value types, all host-side NumPy:
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -169,19 +169,37 @@ class Prompt:
     return [text, Special(self.end, loss)] if self.end else [text]
 
 
-def episode_document(episode: Episode, prompt: Prompt, *, with_answer: bool = True) -> Document:
+def _repeated(episode: Episode) -> list[bool]:
+  answers = [sample.answer for sample in episode.support]
+  return [answer in answers[:i] for i, answer in enumerate(answers)]
+
+
+# Which support answers a model is trained to produce, beside the query's: "all" is Flamingo's
+# interleaved objective; "repeated" leaves out those that no earlier example of the episode has
+# shown, for answers that are arbitrary until then, whose loss is noise; "none" leaves the query's.
+TARGETS: dict[str, Callable[[Episode], list[bool]]] = {
+  "all": lambda episode: [True] * len(episode.support),
+  "repeated": _repeated,
+  "none": lambda episode: [False] * len(episode.support),
+}
+
+
+def episode_document(
+  episode: Episode, prompt: Prompt, *, with_answer: bool = True, targets: str = "all"
+) -> Document:
   """Lays an episode out as one interleaved document.
 
-  With `with_answer` (training, perplexity) every answer, of shots and query alike, carries
-  loss, as in Flamingo's interleaved objective. Without it (generation) the document ends
+  With `with_answer` (training, perplexity) the query's answer carries loss, and those support
+  answers that `targets`, a key of `TARGETS`, names. Without it (generation) the document ends
   where the model has to continue, and nothing carries loss.
   """
+  chosen = TARGETS[targets](episode)
   segments: list[Text | Special | Media] = []
   if prompt.instruction:
     segments.append(Text(prompt.instruction))
-  for sample in episode.support:
+  for sample, is_target in zip(episode.support, chosen, strict=True):
     segments += [*sample.media, Text(prompt.question_text(sample))]
-    segments += prompt.answer_segments(sample, loss=with_answer)
+    segments += prompt.answer_segments(sample, loss=with_answer and is_target)
   segments += [*episode.query.media, Text(prompt.question_text(episode.query))]
   if with_answer:
     segments += prompt.answer_segments(episode.query, loss=True)

@@ -60,16 +60,17 @@ def row_shape(config: ml_collections.ConfigDict) -> RowShape:
 
 @dataclasses.dataclass(frozen=True)
 class EncodeEpisode:
-  """An `Episode` to `Encoded`, with its answers as targets."""
+  """An `Episode` to `Encoded`; `targets` names the support answers to learn besides the query's."""
 
   tokenizer: Tokenizer
   prompt: Prompt
   media_rule: str
   shape: RowShape
+  targets: str = "all"
 
   def __call__(self, episode: Episode) -> Encoded:
     return encode_document(
-      episode_document(episode, self.prompt),
+      episode_document(episode, self.prompt, targets=self.targets),
       self.tokenizer,
       media_rule=self.media_rule,
       max_tokens=self.shape.length,
@@ -107,7 +108,8 @@ def _training_documents(
     if len(episodes) < ENDLESS:
       part = part.shuffle(seed=int(np.random.SeedSequence((seed, number)).generate_state(1)[0]))
     # Sharding each part, not the mixture, keeps every process's mixture at the weights.
-    parts.append(part.repeat()[process_index::process_count].map(encode))
+    part = part.repeat()[process_index::process_count]
+    parts.append(part.map(dataclasses.replace(encode, targets=entry.targets)))
     weights.append(entry.weight)
   if not parts:
     raise UserError("data.train names no task to train on; add an entry")

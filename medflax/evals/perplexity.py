@@ -16,12 +16,13 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 from tqdm import tqdm
 
-from medflax.data.documents import episode_document
+from medflax.data.documents import TARGETS, episode_document
 from medflax.data.encode import Encoded, RowShape, collate, encode_document
 from medflax.evals import base
 from medflax.inference import decode
 from medflax.metrics.intervals import Measurement, bootstrap
 from medflax.models.vlm import model_inputs
+from medflax.utils import pick
 
 LENGTH_MULTIPLE = 32
 
@@ -33,13 +34,15 @@ class Settings:
   """`config.evals.<name>` of type `perplexity`.
 
   Attributes:
-    num_shots: support samples in each document; their answers count as well.
+    num_shots: support samples in each document.
+    targets: which of their answers count beside the query's, a key of `documents.TARGETS`.
     num_documents: how many, or all there are if fewer.
   """
 
   task: str
   split: str = "val"
   num_shots: int = 4
+  targets: str = "all"
   num_documents: int = 256
   batch_size: int = 64
 
@@ -65,6 +68,7 @@ class Perplexity:
     self.name, self.context = name, context
     self.settings = base.read_settings(Settings, name, config)
     base.check_task(name, self.settings.task, context.dataset)
+    pick(TARGETS, self.settings.targets, f"config.evals.{name}.targets")
 
   def run(self, params: PyTree, step: int) -> dict[str, Measurement]:
     """Scores every document, writes the results; see `base.Evaluator`."""
@@ -76,7 +80,7 @@ class Perplexity:
     queries, documents = [], []
     for index in range(len(episodes)):
       episode = episodes[index]
-      document = episode_document(episode, context.prompt)
+      document = episode_document(episode, context.prompt, targets=settings.targets)
       rule = context.data_config.media_rule
       documents.append(encode_document(document, context.tokenizer, media_rule=rule))
       queries.append(episode.query)

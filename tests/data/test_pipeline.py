@@ -54,7 +54,7 @@ class Broken(Episodes):
 
 
 def entry(task, num_shots=(0, 3), weight=1.0):
-  return {"task": task, "num_shots": num_shots, "weight": weight}
+  return {"task": task, "num_shots": num_shots, "weight": weight, "targets": "all"}
 
 
 def make_config(workers=0, batch_size=4, max_tokens=48, **train):
