@@ -37,7 +37,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     volume_size=(8, 32, 32),
     train={},
     max_tokens=256,  # of a packed row
-    max_media=dict(image=9, volume=0),
+    max_media=dict(image=9, volume=0),  # slots of a packed row; -1: as many as the data need
     media_rule="prev_image",  # or "next_image", "all_prev"
     num_workers=0,
     packing_bins=8,
@@ -195,7 +195,7 @@ def folder(config: ConfigDict) -> None:
   if config.init:  # a tower that knows phantoms alone is no start for real images
     config.init, config.trainable = "", ".*"
   config.data.train = dict(vqa=dict(task="vqa", num_shots=(0, 4), weight=1.0, targets="all"))
-  config.data.max_media = dict(image=5, volume=0)
+  config.data.max_media = dict.fromkeys(config.model.tower.inputs, -1)
   config.evals = dict(
     perplexity=dict(type="perplexity", every=200, task="vqa", split="val"),
     vqa=dict(
@@ -205,6 +205,7 @@ def folder(config: ConfigDict) -> None:
       split="test",
       num_shots=(0, 1, 2, 4),
       num_episodes=512,
+      slice_by=("task",),
     ),
   )
 

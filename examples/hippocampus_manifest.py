@@ -18,7 +18,6 @@ not read anatomy off them. All volumes are padded with their minimum to one grid
 is the same size to the model whatever the crop, which the question about size needs.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import pathlib
@@ -29,7 +28,7 @@ import nibabel
 import numpy as np
 import tqdm
 
-from medflax.data.export import answer_table, start_folder, write_manifest
+from medflax.data.export import convert_main, start_folder, write_manifest
 from medflax.utils import UserError
 
 ANTERIOR, POSTERIOR = 1, 2
@@ -151,17 +150,5 @@ def convert(source: pathlib.Path, target: pathlib.Path) -> list[dict[str, Any]]:
   return rows
 
 
-def main() -> None:
-  """Parses the command line, converts, and prints the answers' distribution."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--from", dest="source", type=pathlib.Path, required=True)
-  parser.add_argument("--to", dest="target", type=pathlib.Path, required=True)
-  args = parser.parse_args()
-  try:
-    print(answer_table(convert(args.source, args.target)))
-  except UserError as error:
-    parser.exit(2, f"{parser.prog}: {error}\n")
-
-
 if __name__ == "__main__":
-  main()
+  convert_main(__doc__, convert)

@@ -11,7 +11,6 @@ scaled down to at most 256 pixels a side. Photographs, drawings and gross pathol
 views that are none of the three planes get no question about the plane.
 """
 
-import argparse
 import collections
 import hashlib
 import json
@@ -22,7 +21,7 @@ from typing import Any
 import PIL.Image
 import tqdm
 
-from medflax.data.export import answer_table, start_folder, write_manifest
+from medflax.data.export import convert_main, start_folder, write_manifest
 from medflax.utils import UserError
 
 MAX_SIDE = 256
@@ -107,17 +106,5 @@ def _load(path: pathlib.Path) -> Any:
     raise UserError(f"{path} cannot be read ({error.strerror}); --from needs MedPix 2.0") from None
 
 
-def main() -> None:
-  """Parses the command line, converts, and prints the answers' distribution."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--from", dest="source", type=pathlib.Path, required=True)
-  parser.add_argument("--to", dest="target", type=pathlib.Path, required=True)
-  args = parser.parse_args()
-  try:
-    print(answer_table(convert(args.source, args.target)))
-  except UserError as error:
-    parser.exit(2, f"{parser.prog}: {error}\n")
-
-
 if __name__ == "__main__":
-  main()
+  convert_main(__doc__, convert)

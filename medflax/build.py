@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax
 import flax.linen as nn
@@ -14,8 +14,9 @@ import optax
 from jax.sharding import Mesh
 
 from medflax import optim
+from medflax.data.documents import IMAGE
 from medflax.data.encode import collate
-from medflax.data.pipeline import row_shape
+from medflax.data.pipeline import row_shape, with_media_slots
 from medflax.data.tokenizer import Tokenizer, load_tokenizer
 from medflax.models import build_model, model_inputs
 from medflax.parallel import sharding
@@ -23,6 +24,8 @@ from medflax.parallel.mesh import make_mesh
 from medflax.pretrained import load_weights, merge_weights
 from medflax.train_step import TrainState, create_state, train_step
 from medflax.utils import UserError
+
+ONE_IMAGE = {IMAGE: 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +50,19 @@ class Parts:
     return sharding.put_batch(batch, self.mesh)
 
 
-def build(config: ml_collections.ConfigDict) -> Parts:
+def build(
+  config: ml_collections.ConfigDict, media_per_sample: Mapping[str, int] = ONE_IMAGE
+) -> Parts:
   """Everything but the data set and the evaluators; nothing is allocated on a device.
+
+  Args:
+    config: validated.
+    media_per_sample: of the data set, for slots of `data.max_media` that are left to it (-1).
 
   Raises:
     UserError: where parts do not fit each other.
   """
+  config = with_media_slots(config, media_per_sample)
   mesh = make_mesh(config.mesh)
   tokenizer = load_tokenizer(config.tokenizer.path)
   if tokenizer.vocab_size > config.model.lm.vocab_size:

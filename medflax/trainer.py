@@ -62,8 +62,8 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, command: 
   if not changes and _is_finished(config, workdir):
     log.info("%s has finished its %d steps", workdir, config.train.num_steps)
     return _report(workdir)
-  parts = build(config)
   dataset = DATASETS[config.data.source](config.data, config.seed)
+  parts = build(config, dataset.media_per_sample)
   run = Run(parts, dataset, workdir)
   log.info("workdir   %s", workdir)
   log.info("devices   %s", summary.describe_mesh(parts.mesh))

@@ -92,6 +92,11 @@ def test_bad_overrides(name, text, message):
       "cos",
       "unknown config.optimizer.schedule 'cos'; did you mean 'cosine'?",
     ),
+    (
+      "data.train.binding.targets",
+      "repeat",
+      "unknown config.data.train.binding.targets 'repeat'; did you mean 'repeated'?",
+    ),
     ("train.num_steps", 0, "config.train.num_steps must be at least 1, got 0"),
     ("optimizer.lr", float("inf"), "config.optimizer.lr must not be negative or infinite, got inf"),
     ("evals.binding.type", "x", "unknown config.evals.binding.type 'x'; known: "),

@@ -126,11 +126,15 @@ class SampleSource(Protocol):
 
 @runtime_checkable
 class Dataset(Protocol):
-  """A named, versioned collection of tasks."""
+  """A named, versioned collection of tasks.
+
+  `media_per_sample` tells for each kind of media the most that one sample has.
+  """
 
   name: str
   version: str
   tasks: tuple[str, ...]
+  media_per_sample: Mapping[str, int]
 
   def episodes(
     self, task: str, split: str, num_shots: int | tuple[int, int], num_episodes: int | None = None

@@ -1,10 +1,11 @@
 """Making a folder data set: used by the scripts in examples/, and by yours."""
 
+import argparse
 import collections
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from medflax.data.manifest import SPLITS
@@ -47,3 +48,21 @@ def answer_table(records: Sequence[Mapping[str, Any]]) -> str:
     share = max(answers.values()) / total
     lines.append(f"{task:12} {split:6} {total:5} {share:8.1%}  {listed}")
   return "\n".join(lines)
+
+
+def convert_main(
+  doc: str, convert: Callable[[pathlib.Path, pathlib.Path], Sequence[Mapping[str, Any]]]
+) -> None:
+  """The command line `--from DIR --to DIR` of a script whose docstring is `doc`.
+
+  `convert(source, target)` writes the folder and returns the manifest's rows, whose answers are
+  then counted. A UserError is printed in one line, with exit code 2.
+  """
+  parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+  parser.add_argument("--from", dest="source", type=pathlib.Path, required=True)
+  parser.add_argument("--to", dest="target", type=pathlib.Path, required=True)
+  args = parser.parse_args()
+  try:
+    print(answer_table(convert(args.source, args.target)))
+  except UserError as error:
+    parser.exit(2, f"{parser.prog}: {error}\n")

@@ -35,6 +35,7 @@ class FolderDataset:
     name: the folder's name.
     version: a hash of the manifest.
     tasks: "vqa" (all rows), then the distinct values of the rows' `task`.
+    media_per_sample: the most images and volumes that one row has.
     skipped: rows left out by `on_bad_sample="skip"`: dicts of `line`, `id` and `reason`.
   """
 
@@ -95,6 +96,8 @@ class FolderDataset:
     self.name = self._root.resolve().name
     self.version = hashlib.sha256(content).hexdigest()[:12]
     self.tasks = (ALL_TASKS, *sorted({row.task for row in self._rows} - {"", ALL_TASKS}))
+    counts = [collections.Counter(kind for kind, _ in row.media) for row in self._rows]
+    self.media_per_sample = {kind: max(count[kind] for count in counts) for kind in self._sizes}
     self.skipped: list[dict[str, Any]] = [dataclasses.asdict(row) for row in bad]
 
   def __getstate__(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -38,6 +38,22 @@ CHANNELS = {IMAGE: 3, VOLUME: 1}
 # Threads of the process (or of each worker process) that read ahead, and how far.
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=32)
 _STATE_FORMAT = 1
+
+
+def with_media_slots(
+  config: ml_collections.ConfigDict, media_per_sample: Mapping[str, int]
+) -> ml_collections.ConfigDict:
+  """The whole config with every `data.max_media` of -1 replaced by what the data set needs.
+
+  That is room for the longest training document: the media of as many samples as it has.
+  """
+  samples = 1 + max((np.max(entry.num_shots) for entry in config.data.train.values()), default=0)
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    for kind, slots in config.data.max_media.items():
+      if slots < 0:
+        config.data.max_media[kind] = int(samples) * media_per_sample.get(kind, 0)
+  return config
 
 
 def row_shape(config: ml_collections.ConfigDict) -> RowShape:

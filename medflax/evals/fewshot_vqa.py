@@ -32,6 +32,7 @@ from medflax.metrics.text import normalise
 # Prompts share a program with all of up to so many shots; compiling costs more than padding.
 SHOT_BUCKETS = (2, 8, 32, 128)
 LENGTH_MULTIPLE = 32
+MAX_SLICES = 20
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class Settings:
     num_episodes: questions at each number of shots, or all there are if fewer.
     controls: which of `CONTROLS` to run.
     num_pictured: questions at each number of shots whose media are saved as pictures.
+    slice_by: keys, "task" or those of `Sample.meta`, each of whose values is reported by itself
+      as well, as `<name>/<value>/<k>shot/…`.
   """
 
   task: str
@@ -55,6 +58,7 @@ class Settings:
   max_new_tokens: int = 8
   batch_size: int = 128
   num_pictured: int = 8
+  slice_by: tuple[str, ...] = ()
 
 
 class FewshotVQA:
@@ -84,7 +88,10 @@ class FewshotVQA:
     num_programs = self._answer(trials, features, params)
     metrics = {}
     for k in settings.num_shots:
-      metrics |= self._metrics(k, [trial for trial in trials if trial.num_shots == k])
+      metrics |= self._metrics(self.name, k, [trial for trial in trials if trial.num_shots == k])
+    for name, members in self._slices(trials, notes).items():
+      for k in settings.num_shots:
+        metrics |= self._metrics(name, k, [trial for trial in members if trial.num_shots == k])
     base.write_results(
       self.context,
       self.name,
@@ -201,8 +208,23 @@ class FewshotVQA:
       trial.prediction = decode.postprocess(text, self._cuts)
       trial.stop = decode.STOP_REASONS[bool(stop)]
 
-  def _metrics(self, num_shots: int, trials: Sequence[Trial]) -> dict[str, Measurement]:
-    prefix = f"{self.name}/{num_shots}shot"
+  def _slices(self, trials: Sequence[Trial], notes: list[str]) -> dict[str, list[Trial]]:
+    """The trials of each value of each key of `slice_by`, by the name to report them under."""
+    slices: dict[str, list[Trial]] = {}
+    for key in self.settings.slice_by:
+      by_value: dict[str, list[Trial]] = defaultdict(list)
+      for trial in trials:
+        query = trial.episode.query
+        value = {**query.meta, "task": query.task}.get(key, f"no {key}")
+        by_value[str(value).replace("/", "-")].append(trial)
+      if len(by_value) > MAX_SLICES:
+        notes.append(f"slice_by: the {len(by_value)} values of {key} are too many to show")
+      elif len(by_value) > 1:
+        slices |= {f"{self.name}/{value}": by_value[value] for value in sorted(by_value)}
+    return slices
+
+  def _metrics(self, name: str, num_shots: int, trials: Sequence[Trial]) -> dict[str, Measurement]:
+    prefix = f"{name}/{num_shots}shot"
     metrics = {}
     for condition in ("image", *self.settings.controls):
       chosen = [trial for trial in trials if trial.condition == condition]

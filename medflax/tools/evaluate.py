@@ -41,8 +41,8 @@ def evaluate(
     UserError: if the run, the step or the evaluator does not exist.
   """
   config = load_config(workdir)
-  parts = build(config)
   dataset = DATASETS[config.data.source](config.data, config.seed)
+  parts = build(config, dataset.media_per_sample)
   run = trainer.Run(parts, dataset, workdir)
   evaluators = [pick(run.evaluators, name, "evaluator") for name in names or run.evaluators]
   step = find_step(workdir / "checkpoints", step)

@@ -100,10 +100,8 @@ def pretrain(
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
-  batch = labelled(dataset, "train", range(1))
   key = jax.random.key(config.seed)
-  media = {kind: media for kind, (media, _) in batch.items()}
-  media = {kind: array[:1] for kind, array in media.items()}
+  media = {kind: media[:1] for kind, (media, _) in labelled(dataset, "train", range(1)).items()}
   params = {"model": nn.unbox(model.init(key, media, method="embed_media"))["params"]}
   width = config.model.tower.width
   params |= {kind: probe.init(key, jnp.zeros((1, width)))["params"] for kind in media}

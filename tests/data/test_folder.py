@@ -124,6 +124,12 @@ def test_volumes_and_images_in_one_row(root):
   ]
 
 
+def test_the_most_media_of_a_row_are_told(root):
+  assert load(root).media_per_sample == {"image": 1, "volume": 0}
+  write(root, [record(i, images=[f"{3 * i + j}.png" for j in range(i + 1)]) for i in range(3)])
+  assert load(root).media_per_sample == {"image": 3, "volume": 0}
+
+
 def test_a_small_folder_is_decoded_once_and_a_large_one_on_demand(root, monkeypatch):
   kept = load(root)
   monkeypatch.setattr(folder, "CACHE_BYTES", 40 * 8 * 8 * 3 - 1)

@@ -4,6 +4,7 @@ import itertools
 import json
 import threading
 import time
+import types
 
 import ml_collections
 import numpy as np
@@ -11,7 +12,12 @@ import pytest
 from absl import flags
 
 from medflax.data.documents import ENDLESS, Episode, Media, Prompt, Sample, Source
-from medflax.data.pipeline import prefetch_to_device, row_shape, train_iterator
+from medflax.data.pipeline import (
+  prefetch_to_device,
+  row_shape,
+  train_iterator,
+  with_media_slots,
+)
 from medflax.data.tokenizer import load_tokenizer
 from medflax.utils import UserError
 
@@ -42,6 +48,7 @@ LENGTHS = {"few": 10, "endless": ENDLESS, "broken": 10, "none": 0}
 
 class Toy:
   name, version, tasks = "toy", "1", tuple(LENGTHS)
+  media_per_sample = types.MappingProxyType({"image": 1})
 
   def episodes(self, task, split, num_shots, num_episodes=None):
     length = min(LENGTHS[task], num_episodes or ENDLESS)
@@ -225,6 +232,25 @@ def test_batch_size_must_divide_among_processes(iterate):
 def test_a_mixture_that_cannot_be_is_refused(iterate, train, message):
   with pytest.raises(UserError, match=message):
     iterate(make_config(**train))
+
+
+def test_the_targets_of_an_entry_reach_its_documents(iterate):
+  batches = [
+    next(iterate(make_config(a=entry("few", num_shots=3) | {"targets": targets})))
+    for targets in ("all", "repeated", "none")
+  ]
+  counts = [batch["loss_mask"].sum() / batch["segment_ids"].max(1).sum() for batch in batches]
+  assert counts[0] * 3 == counts[1] * 4 == counts[2] * 12  # of four answers, all the same
+
+
+def test_media_slots_may_be_left_to_the_data():
+  config = make_config(a=entry("few", num_shots=(0, 3)), b=entry("few", num_shots=1)).lock()
+  assert with_media_slots(config, {"image": 7}) == config
+  with config.unlocked():
+    config.data.max_media = {"image": -1, "volume": -1, "signal": 2}
+  slots = with_media_slots(config, {"image": 2}).data.max_media
+  assert slots.to_dict() == {"image": 2 * 4, "volume": 0, "signal": 2}
+  assert config.data.max_media.image == -1
 
 
 def test_an_unknown_kind_of_media_is_refused():

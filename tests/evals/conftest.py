@@ -65,6 +65,7 @@ class Lungs:
   """Two questions about the one image of each of `num_groups` patients."""
 
   name, version, tasks = "lungs", "1.2.0", ("side",)
+  media_per_sample = types.MappingProxyType({"image": 1})
   num_groups, kinds = 6, ("image",)
 
   def sample(self, group: int, question: int = 0) -> Sample:

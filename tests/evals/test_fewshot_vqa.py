@@ -1,5 +1,6 @@
 """The few-shot evaluator with a model that answers what the query's pixels show."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from medflax.data.documents import Episode
-from medflax.evals import EVALUATORS
+from medflax.evals import EVALUATORS, fewshot_vqa
 from medflax.evals.fewshot_vqa import bucket_of
 from medflax.utils import UserError
 
@@ -47,6 +48,30 @@ def test_oracle_is_right_and_blind_controls_are_not(make_context, lungs, params)
   assert results["notes"] == []
   assert results["programs"] == {"embed": 1, "generate": 2}
   assert len(samples) == 3 * 3 * 12
+
+
+def test_slices_are_reported_by_themselves(make_context, lungs, params, monkeypatch):
+  plain = lungs.sample
+
+  def sample(group, question=0):
+    meta = {"turn": ("a/b", "late")[question], "case": group}
+    return dataclasses.replace(plain(group, question), meta=meta)
+
+  monkeypatch.setattr(lungs, "sample", sample)
+  monkeypatch.setattr(fewshot_vqa, "MAX_SLICES", 5)
+  metrics, results, samples, _ = evaluate(
+    make_context(lungs), params, slice_by=["task", "turn", "case", "scanner"]
+  )
+  names = {name.rsplit("/", 2)[0] for name in metrics}
+  assert names == {"side", "side/a-b", "side/late"}  # one task, no scanner: nothing to slice
+  late = metrics["side/late/4shot/exact_match@shuffled"]
+  correct = [
+    s["correct"]
+    for s in samples
+    if (s["meta"]["turn"], s["num_shots"], s["condition"]) == ("late", 4, "shuffled")
+  ]
+  assert (late.n, late.value) == (6, pytest.approx(np.mean(correct)))
+  assert results["notes"] == ["slice_by: the 6 values of case are too many to show"]
 
 
 def test_samples_tell_everything(make_context, lungs, params):

@@ -32,17 +32,21 @@ def test_a_model_without_knowledge_has_the_vocabularys_perplexity(make_context, 
   assert metrics["ppl/nll"].stderr == pytest.approx(0, abs=1e-6)
 
 
-def test_only_targets_count_and_each_document_by_its_tokens(make_context, lungs, tokenizer):
+@pytest.mark.parametrize("targets", ["all", "none"])
+def test_only_targets_count_and_each_document_by_its_tokens(
+  make_context, lungs, tokenizer, targets
+):
   """A batch size that does not divide the documents, against a loop over their tokens."""
   table = np.random.default_rng(0).normal(size=(2048, 2048)).astype(np.float32)
   context = make_context(lungs, Bigram())
-  metrics = EVALUATORS["perplexity"]("ppl", CONFIG, context).run({"table": table}, 3)
+  config = CONFIG | {"targets": targets}
+  metrics = EVALUATORS["perplexity"]("ppl", config, context).run({"table": table}, 3)
 
   log_p = table - np.log(np.exp(table.astype(np.float64)).sum(1, keepdims=True))
   losses = []
   for episode in lungs.episodes("side", "val", 1):
     document = encode_document(
-      episode_document(episode, Prompt()), tokenizer, media_rule="prev_image"
+      episode_document(episode, Prompt(), targets=targets), tokenizer, media_rule="prev_image"
     )
     tokens, mask = document["tokens"], document["loss_mask"] > 0
     losses.append(

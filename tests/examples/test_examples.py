@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from medflax.data.export import convert_main
 from medflax.data.folder import FolderDataset
 from medflax.data.manifest import SPLITS
 
@@ -22,7 +23,7 @@ def run(monkeypatch, name, source, target):
   monkeypatch.setitem(sys.modules, name, module)
   spec.loader.exec_module(module)
   monkeypatch.setattr(sys, "argv", [f"{name}.py", "--from", str(source), "--to", str(target)])
-  module.main()
+  convert_main(module.__doc__, module.convert)
 
 
 def snapshot(folder):

@@ -96,6 +96,7 @@ class Phantoms:
       raise UserError(f"phantoms need 2 ≤ ways ≤ {most} and seed ≥ 0, got {ways} and {seed}")
     self.image_size, self.volume_size = tuple(image_size), tuple(volume_size)
     self.seed, self.ways = seed, ways
+    self.media_per_sample = {IMAGE: 1, VOLUME: 1}
 
   def episodes(
     self, task: str, split: str, num_shots: int | tuple[int, int], num_episodes: int | None = None

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medflax.data.documents import (
+  END_OF_CHUNK,
+  TARGETS,
+  Episode,
+  Media,
+  Prompt,
+  Sample,
+  Source,
+  Special,
+  Text,
+  episode_document,
+)
+
+PICTURE = Media(np.zeros((2, 2, 3), np.uint8))
+
+
+def sample(answer):
+  return Sample("s", (PICTURE,), "which?", answer, Source("toy", "1", "train"))
+
+
+def episode(*answers):
+  *support, query = map(sample, answers)
+  return Episode(query, tuple(support))
+
+
+def learnt(document):
+  """The answers that carry loss, by their place; the mark that ends one belongs to it."""
+  answers = [s for s in document.segments if isinstance(s, Text) and s.text.startswith(" ")]
+  marks = [s for s in document.segments if isinstance(s, Special)]
+  assert [s.loss for s in marks] == [s.loss for s in answers[: len(marks)]]
+  return [i for i, answer in enumerate(answers) if answer.loss]
+
+
+@pytest.mark.parametrize(
+  ("targets", "places"), [("all", [0, 1, 2, 3, 4]), ("repeated", [2, 3, 4]), ("none", [4])]
+)
+def test_targets_choose_the_answers_to_learn(targets, places):
+  document = episode_document(episode(*"abbac"), Prompt(), targets=targets)
+  assert learnt(document) == places
+
+
+@given(answers=st.lists(st.sampled_from("abc"), min_size=1, max_size=9))
+def test_repeated_answers_are_those_the_support_has_shown(answers):
+  shown = [i for i, answer in enumerate(answers[:-1]) if answer in answers[:i]]
+  document = episode_document(episode(*answers), Prompt(), targets="repeated")
+  assert learnt(document) == [*shown, len(answers) - 1]
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+def test_targets_change_nothing_but_the_loss(targets):
+  bare = lambda document: [getattr(s, "text", getattr(s, "token", s)) for s in document.segments]
+  everything = episode_document(episode(*"abba"), Prompt())
+  assert bare(episode_document(episode(*"abba"), Prompt(), targets=targets)) == bare(everything)
+  prompt = episode_document(episode(*"abba"), Prompt(), with_answer=False, targets=targets)
+  assert not any(s.loss for s in prompt.segments if isinstance(s, Text | Special))
+  assert bare(prompt) == bare(everything)[:-2]
+  assert bare(everything)[-1] == END_OF_CHUNK
