@@ -97,7 +97,6 @@ def tiny(config: ConfigDict) -> None:
     # Matching by content needs room: wide heads, few of whose dimensions rotate fast.
     **dict(head_dim=32, rope_theta=1e7),
   )
-  config.train.num_steps = 1200
 
 
 def small(config: ConfigDict) -> None:

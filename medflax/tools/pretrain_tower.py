@@ -128,7 +128,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description="Pretrains a vision tower on phantoms.")
   parser.add_argument("--config", default="configs/flamingo_med.py")
   parser.add_argument("--to", required=True, help="the safetensors file to write")
-  parser.add_argument("--num_steps", type=int, default=1000)
+  parser.add_argument("--num_steps", type=int, default=3000)
   parser.add_argument("--lr", type=float, default=4e-3)
   args = parser.parse_args()
   weights = pretrain(load_config(args.config), num_steps=args.num_steps, lr=args.lr)
