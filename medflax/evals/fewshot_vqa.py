@@ -5,6 +5,7 @@ Every question is asked as it is ("image") and, with the same support, under eac
 """
 
 import dataclasses
+import itertools
 import logging
 import time
 from collections import Counter, defaultdict
@@ -126,17 +127,17 @@ class FewshotVQA:
         document, context.tokenizer, media_rule=context.data_config.media_rule
       )
       rows = [features.add(media.array, media.kind) for media in encoded["media"]]
-      first = len(rows) - len(episode.query.media)
-      blanks = [Media(np.zeros_like(media.array), media.kind) for media in episode.query.media]
+      places = iter(zip((media.kind for media in encoded["media"]), rows, strict=True))
+      samples = (*episode.support, episode.query)
+      blanks = [Media(np.zeros_like(media.array), media.kind) for media in encoded["media"]]
       trial = Trial(
         num_shots=num_shots,
         condition="image",
         index=index,
         episode=without_media(episode),
         encoded=encoded | {"media": []},
-        kinds=tuple(media.kind for media in episode.query.media),
-        support_rows=tuple(rows[:first]),
-        query_rows=tuple(rows[first:]),
+        shown=tuple(tuple(itertools.islice(places, len(s.media))) for s in samples),
+        rows=tuple(rows),
         blank_rows=tuple(features.add(blank.array, blank.kind) for blank in blanks),
       )
       asked.append(trial)
@@ -144,7 +145,7 @@ class FewshotVQA:
     for condition in settings.controls:
       replaced = CONTROLS[condition](asked, (context.seed, num_shots))
       trials += [
-        dataclasses.replace(trial, condition=condition, query_rows=rows)
+        dataclasses.replace(trial, condition=condition, rows=rows)
         for trial, rows in zip(asked, replaced, strict=True)
         if rows
       ]

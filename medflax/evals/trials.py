@@ -1,14 +1,16 @@
 """One question asked under one condition, and the blind controls.
 
-A control changes the query's media alone; the support and every token stay as they are.
+A control changes the media alone; every token stays as it is.
 
-* `shuffled`: the media are those of another group. Every query of one group gets the same
-  foreign media (of the first query of the other group), so a design that balances its answers
-  within groups stays balanced exactly.
-* `no_image`: the media are all zeros. The token that marks them stays, so the prompt is the same
-  to the last token and only the pixels are gone.
+* `shuffled`: the query's media are those of one of its support samples, at random; without support,
+  those of another group's query. All queries of one group get the same ones (the same place in the
+  support), so a design that balances its answers within groups stays balanced exactly. Media from
+  outside the episode would resemble no example: a model that sees well would find no answer to
+  give, and score below chance.
+* `no_image`: all media of the prompt are zeros. The tokens that mark them stay, so the prompt is
+  the same to the last token and only the pixels are gone.
 
-A model that answers from the question or the support alone scores as high on the controls.
+A model that answers from the question or the support's text alone scores as high on the controls.
 """
 
 import dataclasses
@@ -22,13 +24,18 @@ from medflax.data.encode import Encoded
 from medflax.metrics.text import exact_match
 from medflax.utils import UserError
 
+# The kind and the row in `MediaFeatures` of each media of one sample.
+Shown = tuple[tuple[str, int], ...]
+
 
 @dataclasses.dataclass
 class Trial:
   """One question asked under one condition; `episode` and `encoded` no longer hold media.
 
-  The media are rows of `MediaFeatures`: those of the support, those of the query, and what
-  stands for the query's when it is blanked.
+  Attributes:
+    shown: the media of each support sample, then those of the query.
+    blank_rows: what stands for all of them, in this order, when they are blanked.
+    rows: the rows of `MediaFeatures` that this condition shows, in this order.
   """
 
   num_shots: int
@@ -36,16 +43,16 @@ class Trial:
   index: int
   episode: Episode
   encoded: Encoded
-  kinds: tuple[str, ...]
-  support_rows: tuple[int, ...]
-  query_rows: tuple[int, ...]
+  shown: tuple[Shown, ...]
   blank_rows: tuple[int, ...]
+  rows: tuple[int, ...]
   prediction: str = ""
   stop: str = ""
 
   @property
-  def rows(self) -> tuple[int, ...]:
-    return self.support_rows + self.query_rows
+  def kinds(self) -> tuple[str, ...]:
+    """The kinds of the query's media."""
+    return kinds_of(self.shown[-1])
 
   @property
   def group(self) -> str:
@@ -57,31 +64,52 @@ class Trial:
     return exact_match(self.prediction, self.episode.query.answer)
 
 
-# The query's media rows under a control, for each trial; empty: it cannot be asked so.
+def kinds_of(shown: Shown) -> tuple[str, ...]:
+  """`("image", "image")`."""
+  return tuple(kind for kind, _ in shown)
+
+
+def rows_of(*samples: Shown) -> tuple[int, ...]:
+  """The rows of some samples' media, in order."""
+  return tuple(row for shown in samples for _, row in shown)
+
+
+# The rows of each trial's media under a control; empty: it cannot be asked so.
 Control = Callable[[Sequence[Trial], Sequence[int]], list[tuple[int, ...]]]
 
 
 def shuffled(trials: Sequence[Trial], seed: Sequence[int]) -> list[tuple[int, ...]]:
-  """The media of another group with media of the same kinds, the same for a whole group."""
-  groups: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = defaultdict(dict)
+  """The query with the media of an example, or of another group's query if there is none."""
+  groups: dict[tuple[str, ...], dict[str, Shown]] = defaultdict(dict)
   for trial in trials:
-    groups[trial.kinds].setdefault(trial.group, trial.query_rows)
+    groups[trial.kinds].setdefault(trial.group, trial.shown[-1])
   foreign = {}
-  for kinds, rows in groups.items():
-    other = derangement(list(rows), seed)
-    foreign |= {(kinds, group): rows[other[group]] for group in other}
-  return [foreign.get((trial.kinds, trial.group), ()) for trial in trials]
+  for kinds, queries in groups.items():
+    other = derangement(list(queries), seed)
+    foreign |= {(kinds, group): queries[other[group]] for group in other}
+  numbers = {group: number for number, group in enumerate(sorted({t.group for t in trials}))}
+
+  def rows(trial: Trial) -> tuple[int, ...]:
+    support = trial.shown[:-1]
+    alike = [shown for shown in support if trial.kinds and kinds_of(shown) == trial.kinds]
+    if alike:
+      place = np.random.default_rng((*seed, numbers[trial.group])).integers(len(alike))
+      return rows_of(*support, alike[int(place)])
+    found = foreign.get((trial.kinds, trial.group), ())
+    return rows_of(*support, found) if found else ()
+
+  return [rows(trial) for trial in trials]
 
 
 def no_image(trials: Sequence[Trial], seed: Sequence[int]) -> list[tuple[int, ...]]:
-  """All zeros."""
+  """All zeros; a query without media is left out."""
   del seed
-  return [trial.blank_rows for trial in trials]
+  return [trial.blank_rows if trial.kinds else () for trial in trials]
 
 
 CONTROLS: dict[str, Control] = {"shuffled": shuffled, "no_image": no_image}
 LEFT_OUT = {
-  "shuffled": "no other group has media of the same kinds",
+  "shuffled": "no example and no other group has media of the same kinds",
   "no_image": "they have no media",
 }
 

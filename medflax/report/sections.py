@@ -61,8 +61,9 @@ def few_shot_section(run: Run) -> str:
   return _section(
     "Few-shot results",
     '<p class="note">Each question is asked after 0 to k worked examples; intervals are 95 % '
-    "bootstrap intervals. Two controls ask it with the images of another question, and with "
-    "none: what remains there is not seen but guessed. Chance picks among the question's "
+    "bootstrap intervals. Two controls ask it with the image of one of the examples (without "
+    "any, of another question), and with no image at all: what remains there is not seen but "
+    "guessed. Chance picks among the question's "
     "choices; majority always gives the most frequent answer.</p>"
     + "".join(_few_shot_pair(grid) for grid in grids),
   )

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from medflax.data.documents import Document, Episode, Sample, Source, Text
 from medflax.data.encode import encode_document
 from medflax.data.tokenizer import load_tokenizer
-from medflax.evals.trials import CONTROLS, Trial, derangement
+from medflax.evals.trials import CONTROLS, Trial, derangement, rows_of
 
 NAMES = st.lists(st.text(max_size=3), min_size=2, max_size=20, unique=True)
 # Of each query: its group and how many images it has.
@@ -29,28 +29,34 @@ def test_nothing_to_exchange():
   assert derangement(["a"], (0, 0)) == {}
 
 
-def trials(queries):
-  rows = iter(range(1000))
-  return [
-    Trial(
-      num_shots=0,
-      condition="image",
-      index=index,
-      episode=Episode(Sample(str(index), (), "q", "a", Source("d", "1", "val"), group=group)),
-      encoded=ENCODED,
-      kinds=("image",) * count,
-      support_rows=(),
-      query_rows=tuple(next(rows) for _ in range(count)),
-      blank_rows=(999,) * count,
+def trials(queries, num_shots=0):
+  """Every media has a row of its own; with support, queries of one group share theirs."""
+  fresh, support = iter(range(1000)), {}
+  rows = lambda count: tuple(("image", next(fresh)) for _ in range(count))
+  made = []
+  for index, (group, count) in enumerate(queries):
+    name = group or str(index)
+    shots = support.setdefault(name, tuple(rows(1 + shot % 2) for shot in range(num_shots)))
+    shown = (*shots, rows(count))
+    made.append(
+      Trial(
+        num_shots=num_shots,
+        condition="image",
+        index=index,
+        episode=Episode(Sample(str(index), (), "q", "a", Source("d", "1", "val"), group=group)),
+        encoded=ENCODED,
+        shown=shown,
+        rows=rows_of(*shown),
+        blank_rows=(999,) * len(rows_of(*shown)),
+      )
     )
-    for index, (group, count) in enumerate(queries)
-  ]
+  return made
 
 
 @given(QUERIES, st.integers(0, 9))
 def test_shuffled_media_are_foreign_alike_for_a_group_and_of_the_same_kinds(queries, seed):
   asked = trials(queries)
-  owner = {row: trial.group for trial in asked for row in trial.query_rows}
+  owner = {row: trial.group for trial in asked for row in trial.rows}
   given_to = {}
   for trial, rows in zip(asked, CONTROLS["shuffled"](asked, (seed, 0)), strict=True):
     others = {t.group for t in asked if t.kinds == trial.kinds} - {trial.group}
@@ -62,7 +68,32 @@ def test_shuffled_media_are_foreign_alike_for_a_group_and_of_the_same_kinds(quer
   assert len(set(given_to.values())) == len(given_to)  # one to one: balance is kept
 
 
-@given(QUERIES)
-def test_no_image_blanks_every_image(queries):
-  asked = trials(queries)
-  assert CONTROLS["no_image"](asked, (0, 0)) == [(999,) * count for _, count in queries]
+@given(QUERIES, st.integers(1, 4), st.integers(0, 9))
+def test_with_support_shuffled_media_are_an_examples(queries, num_shots, seed):
+  asked = trials(queries, num_shots)
+  given_to = {}
+  for trial, rows in zip(asked, CONTROLS["shuffled"](asked, (seed, 0)), strict=True):
+    *support, query = trial.shown
+    alike = [rows_of(shown) for shown in support if len(shown) == len(query)]
+    if query and alike:
+      assert rows[: -len(query)] == rows_of(*support)
+      assert rows[-len(query) :] in alike
+      assert (
+        given_to.setdefault((trial.group, trial.kinds), rows[-len(query) :]) == rows[-len(query) :]
+      )
+
+
+def test_every_example_is_somebodys_shuffled_media():
+  asked = trials([(str(i), 1) for i in range(60)], num_shots=3)
+  places = [
+    trial.rows.index(rows[-1])
+    for trial, rows in zip(asked, CONTROLS["shuffled"](asked, (0, 3)), strict=True)
+  ]
+  assert set(places) == {0, 3}  # the examples of one image; the second has two
+
+
+@given(QUERIES, st.integers(0, 3))
+def test_no_image_blanks_every_image(queries, num_shots):
+  asked = trials(queries, num_shots)
+  expected = [(999,) * len(t.rows) if t.kinds else () for t in asked]
+  assert CONTROLS["no_image"](asked, (0, 0)) == expected
