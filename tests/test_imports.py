@@ -57,6 +57,8 @@ NEVER = {
   "data": {"jax", "jaxlib", "flax", "optax"},  # grain's workers import these modules again
   "config": {"jax", "jaxlib", "flax"},  # a mistyped flag is told at once
 }
+# Extras, which are imported inside the function that needs them.
+OPTIONAL = {"gguf"}
 # Where an import is named otherwise than its distribution.
 DISTRIBUTIONS = {
   "PIL": "pillow",
@@ -205,5 +207,5 @@ def test_dependencies_are_those_imported():
     for name, path in modules().items()
     for target, _ in imports(path.read_text(), name)
   }
-  imported = top - set(sys.stdlib_module_names) - {"medflax", "__future__"}
+  imported = top - set(sys.stdlib_module_names) - {"medflax", "__future__"} - OPTIONAL
   assert {DISTRIBUTIONS.get(name, name) for name in imported} == declared

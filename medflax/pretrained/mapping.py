@@ -27,8 +27,8 @@ NAMED = 10  # so many names of each kind of mistake are told
 class Tensor:
   """Where one leaf of ours stands in a foreign checkpoint.
 
-  The foreign tensor is cut (`rows`, `groups`, `axis`), then transposed (`axes`), then reshaped
-  to our leaf's shape.
+  The foreign tensor is cut (`rows`, `groups`, `axis`), seen in another shape (`view`), then
+  transposed (`axes`), then reshaped to our leaf's shape.
 
   Attributes:
     key: foreign name; "{}" stands for a layer's number.
@@ -40,6 +40,8 @@ class Tensor:
     shape: of the cut foreign tensor before it is transposed, at most one -1; () where, once
       transposed, it has our leaf's shape. Writing back needs it: whether [d, h, k] was
       [d, h·k] or [d·h, k] cannot be told from our leaf.
+    view: shape that the cut tensor is seen in before it is transposed, for the order within an
+      axis (patches whose pixels are flattened otherwise); needs `shape`.
   """
 
   key: str
@@ -49,6 +51,7 @@ class Tensor:
   axis: int = 0
   axes: tuple[int, ...] = ()
   shape: tuple[int, ...] = ()
+  view: tuple[int, ...] = ()
 
   @property
   def keys(self) -> tuple[str, ...]:
@@ -111,6 +114,7 @@ def pieces(
   inner = shape[1:] if tensor.layers else shape
   for key in tensor.keys:
     x = _cut(tensor, np.asarray(source[key]))
+    x = x.reshape(tensor.view) if tensor.view else x
     yield (x.transpose(tensor.axes) if tensor.axes else x).reshape(inner)
 
 
@@ -186,8 +190,9 @@ def _foreign_shape(tensor: Tensor, inner: tuple[int, ...]) -> tuple[int, ...]:
 def _restored(tensor: Tensor, x: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
   """One layer of our leaf in the foreign layout."""
   shape = _foreign_shape(tensor, x.shape)
-  axes = tensor.axes or tuple(range(len(shape)))
-  return x.reshape([shape[i] for i in axes]).transpose(np.argsort(axes))
+  view = tensor.view or shape
+  axes = tensor.axes or tuple(range(len(view)))
+  return x.reshape([view[i] for i in axes]).transpose(np.argsort(axes)).reshape(shape)
 
 
 def _fused(parts: list[tuple[Tensor, Shaped[np.ndarray, "..."]]]) -> Shaped[np.ndarray, "..."]:
