@@ -1,8 +1,11 @@
 """Linear maps that compute with the adapters they find beside their kernels."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen import dtypes
 from jaxtyping import Array, Float
 
 
@@ -13,6 +16,8 @@ class Dense(nn.DenseGeneral):
   `lora_dropout` to them. The update is computed from x, never from a full-sized product of A
   and B, so that a frozen kernel needs no gradient and may have any dtype.
   """
+
+  promote_dtype: Any = dtypes.promote_dtype  # typed anew: flax's type cannot be checked
 
   def __call__(self, inputs: Float[Array, "..."]) -> Float[Array, "..."]:
     y = super().__call__(inputs)
