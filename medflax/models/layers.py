@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from medflax.models.dense import Dense
+
 Dtype = Any
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -50,7 +52,7 @@ def dense(
   use_bias: bool = False,
   init_scale: float = 1.0,
   dtype: Dtype = jnp.float32,
-) -> nn.DenseGeneral:
+) -> Dense:
   """A linear map over the last `num_inputs` axes with named weight axes.
 
   Args:
@@ -59,7 +61,7 @@ def dense(
     init_scale: factor on the standard deviation of the initial kernel, 1 / √(fan in).
   """
   init = nn.initializers.variance_scaling(init_scale**2, "fan_in", "truncated_normal")
-  return nn.DenseGeneral(
+  return Dense(
     features,
     axis=tuple(range(-num_inputs, 0)),
     use_bias=use_bias,

@@ -1,0 +1,158 @@
+"""Parameter-efficient fine-tuning: adapters as leaves beside the weights they adapt.
+
+All functions are pure and work on flat dicts of `path/to/leaf`. A LoRA (Hu et al. 2021) of a
+projection `y = x W` adds `scale · x A B`. Its leaves stand beside the kernel, where
+`models.layers.Dense` finds them, so whatever takes the parameters computes with the adapter:
+
+    <module>/kernel        [*stack, *in, *out]
+    <module>/lora_a        [*stack, *in, rank]
+    <module>/lora_b        [*stack, rank, *out]
+    <module>/lora_scale    [*stack]               alpha / rank
+    <module>/lora_dropout  [*stack]               absent without dropout
+
+`stack` are the layers of an nn.scan. The last two are settings, kept with the weights so that a
+checkpoint computes what it computed in training; they are never trained themselves.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jaxtyping import Array, Float
+
+from medflax.utils import UserError, pick
+
+Flat = dict[str, Any]  # by path/to/leaf; arrays, or arrays boxed with their logical axis names
+
+LEAVES = r".*/lora_(a|b|scale|dropout)"
+SETTINGS = r".*/lora_(scale|dropout)"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA:
+  """Low-rank updates of projections.
+
+  Attributes:
+    target: regex (full match) of the kernels' paths, `lm/.*/(query|value)/kernel`.
+    alpha: the update is scaled by alpha / rank.
+    dropout: of the update's input, in training.
+  """
+
+  target: str
+  rank: int
+  alpha: float
+  dropout: float = 0.0
+
+  def init(self, key: Array, flat: Flat) -> Flat:
+    """New leaves for the boxed parameters `flat`: A uniform as in the peft library, B zero.
+
+    Raises:
+      UserError: if the target matches no kernel.
+    """
+    kernels = [path for path in flat if re.fullmatch(self.target, path)]
+    if wrong := [path for path in kernels if not path.endswith("/kernel")] or not kernels:
+      found = f"matches {wrong[0]}, which is no kernel" if kernels else "matches no parameter"
+      raise UserError(f"config.peft: the target {self.target!r} {found}")
+    out = {}
+    for i, path in enumerate(sorted(kernels)):
+      out |= self._leaves(jax.random.fold_in(key, i), path.removesuffix("kernel"), flat[path])
+    return out
+
+  def _leaves(self, key: Array, module: str, kernel: nn.LogicallyPartitioned) -> Flat:
+    names, shape = kernel.names, kernel.value.shape
+    stack = names.count(STACKED)
+    split = stack + (2 if names[stack + 1] == "head_dim" else 1)  # where outputs begin
+    box = lambda value, *names: nn.LogicallyPartitioned(value, names)
+    bound = 1 / math.sqrt(math.prod(shape[stack:split]))
+    a = jax.random.uniform(key, (*shape[:split], self.rank), minval=-bound, maxval=bound)
+    b = jnp.zeros((*shape[:stack], self.rank, *shape[split:]))
+    leaves = {
+      f"{module}lora_a": box(a, *names[:split], None),
+      f"{module}lora_b": box(b, *names[:stack], None, *names[split:]),
+      f"{module}lora_scale": box(jnp.full(shape[:stack], self.alpha / self.rank), *names[:stack]),
+    }
+    if self.dropout:
+      rates = jnp.full(shape[:stack], self.dropout)
+      leaves[f"{module}lora_dropout"] = box(rates, *names[:stack])
+    return leaves
+
+
+STACKED = "layers"  # the logical name of axes that nn.scan adds
+METHODS = {"lora": LoRA}
+
+
+def make(section: Mapping[str, Any], where: str) -> Any:
+  """The method of one entry of `config.peft`: `type` picks the class, the rest are its fields.
+
+  Raises:
+    UserError: for an unknown type or field, or one that is missing.
+  """
+  fields = dict(section)
+  method = pick(METHODS, fields.pop("type", ""), f"{where}.type")
+  known = {field.name: field for field in dataclasses.fields(method)}
+  for name in fields:
+    pick(known, name, f"field of {where}")
+  for name, field in known.items():
+    if name not in fields and field.default is dataclasses.MISSING:
+      raise UserError(f"{where} lacks the field {name!r}")
+  return method(**fields)
+
+
+def add(
+  key: Array, params: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+  """The boxed parameter tree with the adapters of `config.peft`.
+
+  Raises:
+    UserError: for a section that is wrong, or two of which adapt the same weight.
+  """
+  boxed = lambda _, leaf: isinstance(leaf, nn.meta.AxisMetadata)
+  flat = traverse_util.flatten_dict(params, sep="/", is_leaf=boxed)
+  new: Flat = {}
+  for i, (name, section) in enumerate(sorted(sections.items())):
+    leaves = make(section, f"config.peft.{name}").init(jax.random.fold_in(key, i), flat)
+    if twice := sorted(new.keys() & leaves.keys()):
+      raise UserError(f"config.peft.{name}: another section has added {twice[0]} already")
+    new |= leaves
+  return traverse_util.unflatten_dict(flat | new, sep="/")
+
+
+def adapters(flat: Flat) -> Flat:
+  """The adapters alone: what is worth saving of a run whose other weights are frozen."""
+  return {path: leaf for path, leaf in flat.items() if re.fullmatch(LEAVES, path)}
+
+
+def merge(flat: Flat) -> Flat:
+  """Parameters without adapters that compute the same: each LoRA is added to its kernel."""
+  updates = {
+    path.removesuffix("lora_a") + "kernel": update(flat, path.removesuffix("lora_a"))
+    for path in flat
+    if path.endswith("/lora_a")
+  }
+  base = {path: leaf for path, leaf in flat.items() if not re.fullmatch(LEAVES, path)}
+  return base | {path: _sum(flat[path], delta) for path, delta in updates.items()}
+
+
+def unmerge(merged: Flat, lora: Flat) -> Flat:
+  """Undoes `merge`, up to rounding: the kernels as they were, with the adapters beside them."""
+  negative = {p: -leaf if p.endswith("/lora_scale") else leaf for p, leaf in lora.items()}
+  return merge(merged | negative) | lora
+
+
+def update(flat: Flat, module: str) -> Float[Array, "..."]:
+  """The float32 `scale · A B` of a module, in its kernel's shape; `module` ends with a slash."""
+  a, b, scale = (jnp.asarray(flat[f"{module}lora_{n}"], jnp.float32) for n in ("a", "b", "scale"))
+  stack = a.shape[: scale.ndim]
+  product = a.reshape(*stack, -1, a.shape[-1]) @ b.reshape(*stack, a.shape[-1], -1)
+  shape = (*a.shape[:-1], *b.shape[scale.ndim + 1 :])
+  return (scale[..., None, None] * product).reshape(shape)
+
+
+def _sum(kernel: Array, delta: Float[Array, "..."]) -> Array:
+  return (jnp.asarray(kernel, jnp.float32) + delta).astype(kernel.dtype)
