@@ -49,6 +49,16 @@ class LoRA:
   alpha: float
   dropout: float = 0.0
 
+  def __post_init__(self):
+    try:
+      re.compile(self.target)
+    except re.error as error:
+      raise UserError(f"config.peft: {self.target!r} is no regular expression: {error}") from None
+    if self.rank < 1 or not 0 <= self.dropout < 1:
+      raise UserError(
+        f"config.peft: rank = {self.rank} must be at least 1, dropout = {self.dropout} in [0, 1)"
+      )
+
   def init(self, key: Array, flat: Flat) -> Flat:
     """New leaves for the boxed parameters `flat`: A uniform as in the peft library, B zero.
 
@@ -56,9 +66,12 @@ class LoRA:
       UserError: if the target matches no kernel.
     """
     kernels = [path for path in flat if re.fullmatch(self.target, path)]
-    if wrong := [path for path in kernels if not path.endswith("/kernel")] or not kernels:
-      found = f"matches {wrong[0]}, which is no kernel" if kernels else "matches no parameter"
-      raise UserError(f"config.peft: the target {self.target!r} {found}")
+    if not kernels:
+      raise UserError(f"config.peft: the target {self.target!r} matches no parameter")
+    if other := [path for path in kernels if not path.endswith("/kernel")]:
+      raise UserError(
+        f"config.peft: the target {self.target!r} matches {other[0]}, which is no kernel"
+      )
     out = {}
     for i, path in enumerate(sorted(kernels)):
       out |= self._leaves(jax.random.fold_in(key, i), path.removesuffix("kernel"), flat[path])

@@ -52,7 +52,7 @@ LAYERS = {
   "main": ("config", "trainer", "utils"),
 }
 # What may be imported inside a function alone, when the cheap checks are done.
-DEFERRED = {"config": ("data", "evals", "models", "optim")}
+DEFERRED = {"config": ("data", "evals", "models", "optim", "peft")}
 # A package that only one module may import, and packages that a part may not import.
 ONLY = {"orbax": "medflax.checkpoint"}
 NEVER = {

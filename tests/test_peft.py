@@ -1,5 +1,6 @@
 import functools
 import re
+import shutil
 
 import flax.linen as nn
 import jax
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from medflax import peft
+from medflax import peft, report, trainer
+from medflax.build import build
+from medflax.checkpoint import read_state
 from medflax.models import layers
 from medflax.models.dense import Dense
 from medflax.utils import UserError
+from tests import nano
 
 TARGET = ".*/(query|out)/kernel"
 
@@ -156,6 +160,8 @@ def test_dense_maps_all_take_adapters():
   ("section", "complaint"),
   [
     (dict(type="lora", target="nothing", rank=1, alpha=1.0), "matches no parameter"),
+    (dict(type="lora", target="(", rank=1, alpha=1.0), "is no regular expression"),
+    (dict(type="lora", target=TARGET, rank=0, alpha=1.0), "rank = 0 must be at least 1"),
     (dict(type="lora", target=".*bias", rank=1, alpha=1.0), "query/bias, which is no kernel"),
     (dict(type="lore", target=TARGET), "did you mean 'lora'"),
     (dict(type="lora", target=TARGET, rank=1), "lacks the field 'alpha'"),
@@ -171,3 +177,40 @@ def test_two_adapters_of_one_weight_are_named():
   section = dict(type="lora", target=TARGET, rank=1, alpha=1.0)
   with pytest.raises(UserError, match=r"config\.peft\.b: another section has added blocks/out"):
     peft.add(jax.random.key(0), boxed(), {"a": section, "b": section})
+
+
+SECTIONS = "{'lm': {'type': 'lora', 'target': 'lm/.*/attn/(query|value)/kernel', 'rank': 2, \
+  'alpha': 8.0, 'dropout': 0.1}}"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  return nano.write_images(tmp_path_factory.mktemp("images"))
+
+
+def test_a_run_trains_its_adapters_and_resumes(images, tmp_path, monkeypatch):
+  monkeypatch.setattr(report, "write_report", lambda workdir: workdir / "report.html")
+  monkeypatch.setattr(report, "fewshot_table", lambda workdir: "")
+  options = dict(peft=SECTIONS, trainable=".*/lora_.*", train__num_steps="2", checkpoint__every="1")
+  config = nano.config(images, **options)
+  trainer.train(config, tmp_path / "whole", command="")
+  start = build(config).create(config.seed)
+  first, last = (read_state(tmp_path / "whole/checkpoints", step) for step in (1, 2))
+  assert {path.rsplit("/", 1)[-1] for path in start.trainable} == {"lora_a", "lora_b"}
+  for path, leaf in start.frozen.items():
+    np.testing.assert_array_equal(last[f"frozen/{path}"], leaf)
+  for path, leaf in start.trainable.items():
+    assert (last[f"trainable/{path}"] != leaf).any(), path
+
+  shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+  shutil.rmtree(tmp_path / "cut/checkpoints/2")
+  trainer.train(config, tmp_path / "cut", command="")
+  again = read_state(tmp_path / "cut/checkpoints", 2)
+  assert again.keys() == first.keys()
+  for path, leaf in last.items():
+    np.testing.assert_array_equal(again[path], leaf, err_msg=path)
+
+
+def test_adapters_that_nothing_trains_are_named(images):
+  with pytest.raises(UserError, match="leaves untrained"):
+    build(nano.config(images, peft=SECTIONS, trainable="lm/norm/scale"))

@@ -93,7 +93,7 @@ class PerceiverResampler(nn.Module):
     stack = nn.scan(
       layers.remat(PerceiverLayer, self.remat),
       variable_axes={"params": 0},
-      split_rngs={"params": True},
+      split_rngs={"params": True, "dropout": True},
       in_axes=nn.broadcast,
       length=self.depth,
       metadata_params={nn.PARTITION_NAME: "layers"},

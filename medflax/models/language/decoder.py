@@ -189,7 +189,7 @@ class Decoder(nn.Module):
     return nn.scan(
       layers.remat(DecoderGroup, self.remat),
       variable_axes={"params": 0},
-      split_rngs={"params": True},
+      split_rngs={"params": True, "dropout": True},
       in_axes=(0, *(nn.broadcast,) * 5),
       out_axes=0,
       length=length,

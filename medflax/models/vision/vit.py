@@ -208,7 +208,7 @@ class ViT(nn.Module):
     blocks = nn.scan(
       layers.remat(ViTBlock, self.remat),
       variable_axes={"params": 0},
-      split_rngs={"params": True},
+      split_rngs={"params": True, "dropout": True},
       in_axes=nn.broadcast,
       length=self.depth,
       metadata_params={nn.PARTITION_NAME: "layers"},
