@@ -23,6 +23,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float
 
@@ -167,5 +168,5 @@ def update(flat: Flat, module: str) -> Float[Array, "..."]:
   return (scale[..., None, None] * product).reshape(shape)
 
 
-def _sum(kernel: Array, delta: Float[Array, "..."]) -> Array:
+def _sum(kernel: Array | np.ndarray, delta: Float[Array, "..."]) -> Array:
   return (jnp.asarray(kernel, jnp.float32) + delta).astype(kernel.dtype)

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from tests.golden_cases import openflamingo
+from tests.golden_cases import encoders, lora, openflamingo
 from tests.golden_cases.base import Case, Check, Result
 
-CHECKS: dict[str, Check] = openflamingo.CHECKS
+CHECKS: dict[str, Check] = openflamingo.CHECKS | encoders.CHECKS | lora.CHECKS
 COLUMNS = "{:<40} {:<52} {:>9} {:>6} {:>5}"
 
 
