@@ -1,5 +1,6 @@
 """Weights from files into the parameters of a model."""
 
+import os
 import pathlib
 from collections.abc import Mapping
 
@@ -13,7 +14,7 @@ from medflax.utils import UserError
 ASSETS = pathlib.Path(__file__).parent / "assets"
 
 
-def load_weights(path: str) -> dict[str, LazyTensor]:
+def load_weights(path: str | os.PathLike) -> dict[str, LazyTensor]:
   """Opens a safetensors file of `path/to/leaf` names; a bare file name is one of the package's.
 
   Raises:
@@ -21,7 +22,7 @@ def load_weights(path: str) -> dict[str, LazyTensor]:
   """
   file = ASSETS / path if (ASSETS / path).exists() else pathlib.Path(path)
   if not file.is_file():
-    raise UserError(f"config.init: there is no file {path!r}")
+    raise UserError(f"config.init: there is no file {str(path)!r}")
   return read_safetensors(file)
 
 

@@ -171,6 +171,12 @@ def combined(
   return tensors
 
 
+def vocabulary(tensors: AnyMapping[str, LazyTensor], model_type: str) -> dict[str, int]:
+  """The language model's `vocab_size`, new tokens included."""
+  embedding = hf_decoders.NAMES[model_type].outer["embedding"]
+  return dict(vocab_size=tensors[f"{LANGUAGE}{embedding}.weight"].shape[0])
+
+
 def resized(tensor: LazyTensor, rows: int) -> LazyTensor:
   """The tensor with so many rows: the last ones cut, or zeros after them."""
   if tensor.shape[0] == rows:
