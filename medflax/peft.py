@@ -11,7 +11,10 @@ projection `y = x W` adds `scale · x A B`. Its leaves stand beside the kernel, 
     <module>/lora_dropout  [*stack]               absent without dropout
 
 `stack` are the layers of an nn.scan. The last two are settings, kept with the weights so that a
-checkpoint computes what it computed in training; they are never trained themselves.
+checkpoint computes what it computed in training; they are never trained themselves. A prefix's
+leaves stand in the attention module, where `models.language.prefix` finds them:
+
+    <attention>/prefix_key, prefix_value   [*stack, length, kv_heads, head_dim]
 """
 
 import dataclasses
@@ -31,7 +34,8 @@ from medflax.utils import UserError, pick
 
 Flat = dict[str, Any]  # by path/to/leaf; arrays, or arrays boxed with their logical axis names
 
-LEAVES = r".*/lora_(a|b|scale|dropout)"
+MERGED = r".*/lora_(a|b|scale|dropout)"
+LEAVES = rf"{MERGED}|.*/prefix_(key|value)"
 SETTINGS = r".*/lora_(scale|dropout)"
 
 
@@ -51,10 +55,7 @@ class LoRA:
   dropout: float = 0.0
 
   def __post_init__(self):
-    try:
-      re.compile(self.target)
-    except re.error as error:
-      raise UserError(f"config.peft: {self.target!r} is no regular expression: {error}") from None
+    _check_regex(self.target)
     if self.rank < 1 or not 0 <= self.dropout < 1:
       raise UserError(
         f"config.peft: rank = {self.rank} must be at least 1, dropout = {self.dropout} in [0, 1)"
@@ -66,15 +67,8 @@ class LoRA:
     Raises:
       UserError: if the target matches no kernel.
     """
-    kernels = [path for path in flat if re.fullmatch(self.target, path)]
-    if not kernels:
-      raise UserError(f"config.peft: the target {self.target!r} matches no parameter")
-    if other := [path for path in kernels if not path.endswith("/kernel")]:
-      raise UserError(
-        f"config.peft: the target {self.target!r} matches {other[0]}, which is no kernel"
-      )
     out = {}
-    for i, path in enumerate(sorted(kernels)):
+    for i, path in enumerate(_matches(self.target, flat, "/kernel")):
       out |= self._leaves(jax.random.fold_in(key, i), path.removesuffix("kernel"), flat[path])
     return out
 
@@ -97,8 +91,61 @@ class LoRA:
     return leaves
 
 
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+  """Learned keys and values before the tokens' (Li & Liang 2021), without reparametrisation.
+
+  Attributes:
+    target: regex (full match) of the paths of key kernels, `lm/.*/attn/key/kernel`.
+    length: of the prefix, in tokens.
+  """
+
+  target: str
+  length: int
+
+  def __post_init__(self):
+    _check_regex(self.target)
+    if self.length < 1:
+      raise UserError(f"config.peft: length = {self.length} must be at least 1")
+
+  def init(self, key: Array, flat: Flat) -> Flat:
+    """New leaves for the boxed parameters `flat`, normal as in the peft library.
+
+    Raises:
+      UserError: if the target matches no kernel of keys.
+    """
+    out = {}
+    for i, path in enumerate(_matches(self.target, flat, "/key/kernel")):
+      names, shape = flat[path].names, flat[path].value.shape
+      stack = names.count(STACKED)
+      for j, name in enumerate(("key", "value")):
+        rng = jax.random.fold_in(key, 2 * i + j)
+        value = jax.random.normal(rng, (*shape[:stack], self.length, *shape[-2:]))
+        axes = (*names[:stack], None, *names[-2:])
+        leaf = f"{path.removesuffix('key/kernel')}prefix_{name}"
+        out[leaf] = nn.LogicallyPartitioned(value, axes)
+    return out
+
+
 STACKED = "layers"  # the logical name of axes that nn.scan adds
-METHODS = {"lora": LoRA}
+METHODS = {"lora": LoRA, "prefix": Prefix}
+
+
+def _check_regex(target: str) -> None:
+  try:
+    re.compile(target)
+  except re.error as error:
+    raise UserError(f"config.peft: {target!r} is no regular expression: {error}") from None
+
+
+def _matches(target: str, flat: Flat, suffix: str) -> list[str]:
+  """The paths that `target` names, in order, all of which must end with `suffix`."""
+  paths = sorted(path for path in flat if re.fullmatch(target, path))
+  if not paths:
+    raise UserError(f"config.peft: the target {target!r} matches no parameter")
+  if other := [path for path in paths if not path.endswith(suffix)]:
+    raise UserError(f"config.peft: the target {target!r} matches {other[0]}, which is no *{suffix}")
+  return paths
 
 
 def make(section: Mapping[str, Any], where: str) -> Any:
@@ -143,13 +190,13 @@ def adapters(flat: Flat) -> Flat:
 
 
 def merge(flat: Flat) -> Flat:
-  """Parameters without adapters that compute the same: each LoRA is added to its kernel."""
+  """Parameters that compute the same without LoRA, each added to its kernel; prefixes stay."""
   updates = {
     path.removesuffix("lora_a") + "kernel": update(flat, path.removesuffix("lora_a"))
     for path in flat
     if path.endswith("/lora_a")
   }
-  base = {path: leaf for path, leaf in flat.items() if not re.fullmatch(LEAVES, path)}
+  base = {path: leaf for path, leaf in flat.items() if not re.fullmatch(MERGED, path)}
   return base | {path: _sum(flat[path], delta) for path, delta in updates.items()}
 
 

@@ -162,7 +162,7 @@ def test_dense_maps_all_take_adapters():
     (dict(type="lora", target="nothing", rank=1, alpha=1.0), "matches no parameter"),
     (dict(type="lora", target="(", rank=1, alpha=1.0), "is no regular expression"),
     (dict(type="lora", target=TARGET, rank=0, alpha=1.0), "rank = 0 must be at least 1"),
-    (dict(type="lora", target=".*bias", rank=1, alpha=1.0), "query/bias, which is no kernel"),
+    (dict(type="lora", target=".*bias", rank=1, alpha=1.0), "query/bias, which is no */kernel"),
     (dict(type="lore", target=TARGET), "did you mean 'lora'"),
     (dict(type="lora", target=TARGET, rank=1), "lacks the field 'alpha'"),
     (dict(type="lora", target=TARGET, rank=1, alpha=1.0, drop=0.1), "did you mean 'dropout'"),

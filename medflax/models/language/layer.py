@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from medflax.models import layers
 from medflax.models.attention import dot_product_attention
 from medflax.models.language.positions import rotary
+from medflax.models.language.prefix import with_prefix
 
 Cache = dict[str, Any]
 
@@ -116,14 +117,9 @@ class SelfAttention(LayerFields):
     mask = context.mask
     if "window" in own:
       mask = mask & (context.distance < own["window"])
+    *seen, bias = with_prefix(self, key, value, mask, context.bias)
     y = dot_product_attention(
-      query,
-      key,
-      value,
-      mask,
-      scale=self.query_scale or None,
-      bias=context.bias,
-      softcap=self.attn_softcap,
+      query, *seen, scale=self.query_scale or None, bias=bias, softcap=self.attn_softcap
     )
     out = layers.dense(
       x.shape[-1],
