@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from medflax.models import layers
 from medflax.models.fusion.gated_xattn import GatedXattn
@@ -142,17 +142,14 @@ class Decoder(LayerFields, kw_only=True):
     context = self._context(positions, mask, media, media_mask, index)
     size = self.fusion.xattn_every if self.fusion is not None else 1
     groups, tail = divmod(self.depth, size)
-    own, new_cache, first = self._own(), {}, 0
-    stacks = [("groups", groups, size, self.fusion), ("tail", tail, 1, None)]
-    for name, length, group_size, fusion in stacks:
+    own, new_cache = self._own(), {}
+    stacks = [("groups", 0, groups, size, self.fusion), ("tail", groups * size, tail, 1, None)]
+    for name, first, length, group_size, fusion in stacks:
       if length:
-        last = first + length * group_size
-        split = lambda a, n=length, a0=first, a1=last: a[a0:a1].reshape(n, -1, *a.shape[1:])
-        stack = self._stack(length)(
-          group_size, shared_fields(self), fusion, cache_size, self.dtype, name=name
-        )
-        x, new_cache[name] = stack(x, jax.tree.map(split, own), cache and cache[name], context)
-        first = last
+        layer = shared_fields(self)
+        stack = self._stack(length)(group_size, layer, fusion, cache_size, self.dtype, name=name)
+        grouped = {k: _grouped(a, first, length, group_size) for k, a in own.items()}
+        x, new_cache[name] = stack(x, grouped, cache and cache[name], context)
     logits = self._logits(table, x[:, -1:] if last_only else x)
     return logits, new_cache if cache or cache_size else None
 
@@ -224,3 +221,10 @@ class Decoder(LayerFields, kw_only=True):
       length=length,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
+
+
+def _grouped(
+  a: Shaped[Array, "depth *d"], first: int, groups: int, size: int
+) -> Shaped[Array, "{groups} {size} *d"]:
+  """One layer's entries after the other as groups of `size`, from layer `first` on."""
+  return a[first : first + groups * size].reshape(groups, size, *a.shape[1:])
