@@ -1,18 +1,15 @@
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from medflax.models import CONNECTORS
-from medflax.models.vision.resnet import ModifiedResNet
-from medflax.models.vision.vit import ViT, ViTBlock
+from medflax.models.vision.vit import ViTBlock
 from medflax.pretrained import connectors, hf_vision, open_clip
-from tests.foreign import agrees, apply, imported, random_params
+from tests.golden_cases import vision
+from tests.golden_cases.base import Case, abstract_leaves, compare, import_weights
+from tests.golden_cases.vision import AS_IS, COUNTERS, apply, connect, encode, random_params
 
-AS_IS = dict(mean=(0.0,), std=(1.0,))  # golden inputs are normalised
 ALL = {
   "perceiver": dict(num_latents=4, depth=1, heads=2, head_dim=4, out_width=6),
   "query_decoder": dict(num_latents=4, depth=2, heads=2, mlp_width=8, in_width=6, out_width=6),
@@ -24,13 +21,9 @@ ALL = {
 ONE_VECTOR = ("mlp_mapper", "transformer_mapper")
 
 
-def part(table, section):
-  return table(**{name: value for name, value in section.items() if name != "type"})
-
-
-def connect(name, section, mapping, theirs, x, ignore):
-  model = part(CONNECTORS[name], section)
-  return apply(model, imported(mapping, model, theirs, x, ignore=ignore), x)
+def agrees(got, want):
+  result = compare("", got, want)
+  assert result.passed, result
 
 
 def init(name, x, **fields):
@@ -44,21 +37,14 @@ def tokens(name, m=2):
 
 
 @pytest.mark.parametrize("name", CONNECTORS)
-def test_every_connector_gives_tokens_of_the_width_asked(name):
-  x = tokens(name)
-  model, params = init(name, x)
-  y = apply(model, params, x)
-  assert y.shape == (2, 2, 16 if name == "mlp" else 4, 6)
-  assert jnp.isfinite(y).all()
-
-
-@pytest.mark.parametrize("name", CONNECTORS)
-def test_media_are_connected_on_their_own(name):
+def test_media_are_connected_on_their_own_to_the_width_asked(name):
   x = tokens(name, m=3)
   model, params = init(name, x)
   y, other = apply(model, params, x), apply(model, params, x.at[:, 1].set(0))
-  np.testing.assert_allclose(y[:, [0, 2]], other[:, [0, 2]], atol=1e-5)
-  assert not jnp.allclose(y[:, 1], other[:, 1], atol=1e-4)
+  assert y.shape == (2, 3, 16 if name == "mlp" else 4, 6)
+  assert jnp.isfinite(y).all()
+  np.testing.assert_allclose(y[:, [0, 2]], other[:, [0, 2]], atol=1e-4)
+  assert not jnp.allclose(y[:, 1], other[:, 1], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ONE_VECTOR)
@@ -83,25 +69,17 @@ def test_cells_are_squares_of_the_grid():
   np.testing.assert_allclose(y, [-1, 1, 1, -1], atol=1e-5)
 
 
-def test_parity_with_radfms_resampler(golden):
-  theirs, arrays, config = golden("radfm", "perceiver_fc")
-  section = dict(
-    num_latents=config["num_latents"],
-    depth=config["depth"],
-    heads=config["heads"],
-    head_dim=config["dim_head"],
-  )
-  x = jnp.asarray(arrays["in.x"])
-  for out_width, output in ((0, "perceiver"), (config["out"], "fc")):
-    fields = section | dict(out_width=out_width)
-    mapping = connectors.perceiver(fields, config["dim"])
-    agrees(connect("perceiver", fields, mapping, theirs, x, r"fc\..*"), arrays[f"out.{output}"])
+def test_parity_with_radfms_resampler(golden_folder):
+  results = list(vision.radfm_connector(Case(golden_folder("radfm"), "perceiver_fc")))
+  assert len(results) == 2
+  assert not [result for result in results if not result.passed]
 
 
-@pytest.mark.parametrize("variant", ["plain", "defaults", "frame_media_embs"])
+@pytest.mark.parametrize("variant", ["plain", "frame_media_embs"])
 def test_parity_with_openflamingos_resampler(golden, variant):
   theirs, arrays, config = golden("of_perceiver", variant)
   section = dict(
+    type="perceiver",
     num_latents=config["num_latents"],
     depth=config["depth"],
     heads=config["heads"],
@@ -109,34 +87,32 @@ def test_parity_with_openflamingos_resampler(golden, variant):
     max_frames=config.get("max_num_frames", 0),
     max_media=config.get("max_num_media", 0),
   )
-  mapping = connectors.perceiver(section, theirs["latents"].shape[1], prefix="")
-  for case in (name.removeprefix("in.") for name in arrays if name.startswith("in.")):
-    x = jnp.asarray(arrays[f"in.{case}"])
-    agrees(connect("perceiver", section, mapping, theirs, x, ""), arrays[f"out.y_{case}"])
+  table = connectors.perceiver(section, theirs["latents"].shape[1], prefix="")
+  case = next(name.removeprefix("in.") for name in arrays if name.startswith("in."))
+  x = jnp.asarray(arrays[f"in.{case}"])
+  agrees(connect(section, table, theirs, "", x), arrays[f"out.y_{case}"])
 
 
 def medvint_tower(theirs, config, x, *, mlp):
   """The tower's features of a MedVInT-TD golden file."""
-  rest = r"(fc_|decoder\.|query_embed|llamacasual).*|.*num_batches_tracked"
+  rest = rf"(fc_|decoder\.|query_embed|llamacasual).*|{COUNTERS}"
   if config["vision"] == "PMC-CLIP":
     section = open_clip.resnet_config((1, 2, 1), width=8, image_size=x.shape[1]) | AS_IS
-    model, names = part(ModifiedResNet, section), open_clip.SEQUENTIAL_NAMES
-    mapping = open_clip.resnet_mapping(section, "vision_model.", names)
+    table = open_clip.resnet_mapping(section, "vision_model.", open_clip.SEQUENTIAL_NAMES)
   else:
     clip = dict(model_type="clip_vision_model", hidden_act="quick_gelu", layer_norm_eps=1e-5)
     output = dict(output="class" if mlp else "patches", final_norm=False)
     section = hf_vision.config_from_hf(clip | config["resnet"]) | AS_IS | output
     prefix = "vision_model.vision_model."
-    model, mapping = part(ViT, section), hf_vision.mapping(section, prefix)
+    table = hf_vision.mapping(section, prefix)
     rest += "|" + hf_vision.unused(section, prefix)
-  params = imported(mapping, model, theirs, x, "image", ignore=rest)
-  return apply(model, params, x, "image")
+  return encode(section, table, theirs, rest, x)
 
 
 @pytest.mark.parametrize("head", ["mlp", "transformer"])
-@pytest.mark.parametrize("vision", ["clip", "pmcclip"])
-def test_parity_with_medvint_td(golden, vision, head):
-  theirs, arrays, config = golden("medvint", f"td_{vision}_{head}")
+@pytest.mark.parametrize("tower", ["clip", "pmcclip"])
+def test_parity_with_medvint_td(golden, tower, head):
+  theirs, arrays, config = golden("medvint", f"td_{tower}_{head}")
   x = jnp.asarray(arrays["in.images"]).transpose(0, 2, 3, 1)
   y = medvint_tower(theirs, config, x, mlp=head == "mlp")
   want = arrays["out.image_encoder"]
@@ -144,30 +120,30 @@ def test_parity_with_medvint_td(golden, vision, head):
   others = r"(vision_model|llamacasual)\..*"
   if head == "mlp":
     section = dict(hidden=y.shape[-1], out_width=config["hidden"], activation="relu", mean=True)
-    mapping, name, n = connectors.mlp_projector(connectors.MEDVINT_MLP), "mlp", 1
+    section, n = section | dict(type="mlp"), 1
+    table = connectors.mlp_projector(connectors.MEDVINT_MLP)
   else:
     n = config["queries"]
     section = dict(num_latents=n, depth=2, heads=4, mlp_width=96, out_width=config["hidden"])
-    mapping, name = connectors.query_decoder(section, y.shape[-1]), "query_decoder"
-  got = connect(name, section, mapping, theirs, y[:, None, None], others)
+    section["type"] = "query_decoder"
+    table = connectors.query_decoder(section, y.shape[-1])
+  got = connect(section, table, theirs, others, y[:, None, None])
   agrees(got[:, 0], arrays["out.inputs_embeds"][:, :n])
 
 
-@pytest.mark.parametrize("vision", ["clip", "pmcclip"])
-def test_parity_with_medvint_te(golden, vision):
+@pytest.mark.parametrize("tower", ["clip", "pmcclip"])
+def test_parity_with_medvint_te(golden, tower):
   """By its last outputs: behind the decoder stand one fused block and the vocabulary."""
-  theirs, arrays, config = golden("medvint", f"te_{vision}")
+  theirs, arrays, config = golden("medvint", f"te_{tower}")
   x = arrays["out.image_encoder"]
-  x = x[:, 1:] if vision == "clip" else x.reshape(*x.shape[:2], -1).swapaxes(1, 2)
+  x = x[:, 1:] if tower == "clip" else x.reshape(*x.shape[:2], -1).swapaxes(1, 2)
   width = config["embed_dim"]
   section = dict(num_latents=config["queries"], depth=2, heads=4, mlp_width=width)
-  names = connectors.MEDVINT_TE
-  if vision == "pmcclip":
-    section |= dict(in_width=width)
-  mapping = connectors.query_decoder(section, width, names)
+  section |= dict(type="query_decoder", in_width=width if tower == "pmcclip" else 0)
+  table = connectors.query_decoder(section, width, connectors.MEDVINT_TE)
   others = r"(?!qformer_decoder\.|qformer_query|image_embed).*"
   x = jnp.asarray(x)[:, None, None]
-  image = connect("query_decoder", section, mapping, theirs, x, others)[:, 0]
+  image = connect(section, table, theirs, others, x)[:, 0]
   text = arrays["out.text_encoder"] @ theirs["text_embed.0.weight"].T + theirs["text_embed.0.bias"]
   special = np.broadcast_to(theirs["img_special_token"], (len(text), 1, width))
   fused = jnp.concatenate([text, special, image], axis=1)
@@ -180,7 +156,8 @@ def test_parity_with_medvint_te(golden, vision):
     **hf_vision.linear("mlp/wo", f"{prefix}mlp.c_proj"),
   }
   model = ViTBlock(8, 4 * width, "gelu")
-  params = imported(block, model, theirs, fused, None, ignore=r"(?!fusion_module).*")
+  leaves = abstract_leaves(model, fused, None)
+  params = import_weights(block, leaves, theirs, r"(?!fusion_module).*")
   y = apply(model, params, fused, None)[0][:, : text.shape[1]] @ theirs["mlm_projection"]
   agrees(jax.nn.log_softmax(y), arrays["out.log_probs"])
 
@@ -189,42 +166,36 @@ def test_parity_with_medvint_te(golden, vision):
 def test_parity_with_prefix_mappers(golden, variant):
   theirs, arrays, config = golden("prefix_vqa", variant)
   n, width = config["prefix_length"], config["gpt2"]["n_embd"]
-  section = dict(num_latents=n, out_width=width)
+  section = dict(type=f"{variant}_mapper", num_latents=n, out_width=width)
   if variant == "mlp":
     section |= dict(hidden=(n * width // 2, n * width))
-    mapping = connectors.mlp_mapper(section)
+    table = connectors.mlp_mapper(section)
   else:
     section |= dict(
       num_inputs=config["clip_length"], depth=config["num_layers"], heads=config["heads"]
     )
-    mapping = connectors.transformer_mapper(section)
+    table = connectors.transformer_mapper(section)
   x = jnp.asarray(arrays["in.prefix"])[:, None, None, None]
-  got = connect(f"{variant}_mapper", section, mapping, theirs, x, r"(?!clip_project).*")
+  got = connect(section, table, theirs, r"(?!clip_project).*", x)
   agrees(got[:, 0], arrays["out.prefix_projections"])
 
 
 @pytest.mark.parametrize("variant", ["gemma3_vlm", "llava_mistral"])
-def test_parity_of_whole_image_features(golden_folder, golden, variant):
+def test_parity_of_whole_image_features(golden_folder, variant):
   """Tower and connector: Gemma 3 pools all of SigLIP's, LLaVA takes CLIP's last layer but one."""
-  path = golden_folder("beyond") / f"{variant}.config.json"
-  hf = json.loads(path.read_text())
-  theirs = load_file(path.with_name(f"{variant}.safetensors"))
-  with np.load(path.with_name(f"{variant}.npz")) as file:
-    x, want = file["in.pixel_values"], file["out.image_features"]
-  x = jnp.asarray(x).transpose(0, 2, 3, 1)
+  case = Case(golden_folder("beyond"), variant)
+  hf, x = case.hf, vision.channels_last(case.arrays["in.pixel_values"])
   section = hf_vision.config_from_hf(hf) | AS_IS
   fields = dict(out_width=hf["text_config"]["hidden_size"])
   if variant == "gemma3_vlm":
-    fields |= dict(num_latents=hf["mm_tokens_per_image"])
-    name, mapping = "pooled", connectors.pooled_projection()
+    fields |= dict(type="pooled", num_latents=hf["mm_tokens_per_image"])
+    table = connectors.pooled_projection()
   else:
     section |= dict(depth=section["depth"] - 1, final_norm=False)
-    fields |= dict(hidden=fields["out_width"])
-    name, mapping = "mlp", connectors.mlp_projector()
+    fields |= dict(type="mlp", hidden=fields["out_width"])
+    table = connectors.mlp_projector()
   prefix = "model.vision_tower."
   rest = hf_vision.unused(section, prefix) + r"|model\.(language_model|multi_modal).*|lm_head.*"
-  model = part(ViT, section)
-  tower = hf_vision.mapping(section, prefix)
-  y = apply(model, imported(tower, model, theirs, x, "image", ignore=rest), x, "image")
-  got = connect(name, fields, mapping, theirs, y[:, None, None], r"(?!.*projector).*")
-  agrees(got[:, 0], want)
+  y = encode(section, hf_vision.mapping(section, prefix), case.weights, rest, x)
+  got = connect(fields, table, case.weights, r"(?!.*projector).*", y[:, None, None])
+  agrees(got[:, 0], case.arrays["out.image_features"])
