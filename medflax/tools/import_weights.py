@@ -83,12 +83,12 @@ def abstract_leaves(
 
 def _leaves(prefix: str, init: Any) -> dict[str, jax.ShapeDtypeStruct]:
   tree = nn.unbox(jax.eval_shape(init, jax.random.key(0)))["params"]
-  flat = traverse_util.flatten_dict(tree, sep="/")
+  flat: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
   return {f"{prefix}{path}": leaf for path, leaf in flat.items()}
 
 
 def _vlm(sections: Mapping[str, Any]) -> Any:
-  model = build_model(flax.core.freeze(dict(dtype="float32", remat="none") | sections))
+  model = build_model(flax.core.freeze({"dtype": "float32", "remat": "none", **sections}))
   media = {kind: x[:, None] for kind, x in _media(sections["tower"]).items()}
   tokens, ordinal = jnp.zeros((1, 2), jnp.int32), dict.fromkeys(media, jnp.ones((1, 1), jnp.int32))
   return lambda key: model.init(key, media, tokens, tokens, media_ordinal=ordinal)

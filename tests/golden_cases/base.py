@@ -1,14 +1,16 @@
 """A golden case: what another implementation was given and what it returned."""
 
+import collections
 import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors.numpy import load_file
@@ -16,6 +18,21 @@ from safetensors.numpy import load_file
 from medflax.pretrained.mapping import to_ours, to_theirs
 
 TOLERANCE = 1e-4  # of the largest absolute output, in float32
+
+
+class Arrays(collections.UserDict):
+  """Arrays by name, which remembers those that were asked for."""
+
+  def __init__(self, arrays: Mapping[str, np.ndarray]):
+    super().__init__(arrays)
+    self.used: set[str] = set()
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    self.used.add(name)
+    return super().__getitem__(name)
+
+  def get(self, name: str, default: Any = None) -> Any:
+    return self[name] if name in self.data else default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +50,14 @@ class Case:
     return load_file(self.path(".safetensors"))
 
   @functools.cached_property
-  def arrays(self) -> dict[str, np.ndarray]:
+  def arrays(self) -> Arrays:
     with np.load(self.path(".npz")) as arrays:
-      return dict(arrays)
+      return Arrays(dict(arrays))
+
+  def left_out(self) -> list[str]:
+    """Outputs that no check has looked at."""
+    outputs = {name for name in self.arrays if name.startswith("out.")}
+    return sorted(name.removeprefix("out.") for name in outputs - self.arrays.used)
 
   @functools.cached_property
   def config(self) -> dict[str, Any]:
@@ -82,6 +104,14 @@ def compare(what: str, got: Any, want: np.ndarray, where: np.ndarray | None = No
 
 def same_tokens(what: str, got: Any, want: np.ndarray) -> Result:
   return Result(what, 0.0, bool(np.array_equal(np.asarray(got), want)))
+
+
+def next_token_loss(logits: jax.Array, labels: np.ndarray) -> jax.Array:
+  """Hugging Face's: labels shifted by one, -100 not counted."""
+  targets = jnp.asarray(labels[:, 1:])
+  logprobs = jax.nn.log_softmax(logits[:, :-1])
+  picked = jnp.take_along_axis(logprobs, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+  return -(picked * (targets >= 0)).sum() / (targets >= 0).sum()
 
 
 def abstract_leaves(model: nn.Module, *inputs: Any, **options: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from tests.golden_cases.base import (
   abstract_leaves,
   compare,
   import_weights,
+  next_token_loss,
   same_tokens,
 )
 
@@ -94,7 +95,7 @@ def flamingo(case: Case) -> Iterator[Result]:
   yield compare("logits, left-padded rows too", logits, arrays["out.logits"], attention > 0)
   yield from _greedy(case, ours, features, "prev_image", "out.greedy_ids")
   if "in.labels" in arrays:
-    yield compare("loss", _loss(logits, arrays["in.labels"]), arrays["out.loss"])
+    yield compare("loss", next_token_loss(logits, arrays["in.labels"]), arrays["out.loss"])
     yield from _gradients(case, ours, inputs)
   if "in.cont_ids" in arrays:
     yield _continuation(case, ours, features)
@@ -110,7 +111,7 @@ def _version_002(case: Case, ours: "_Flamingo") -> Iterator[Result]:
     logits = ours.apply(ours.media, *inputs["args"], **inputs["kwargs"])
     yield compare(f"logits, {rule}", logits, arrays[f"out.{name}"], attention > 0)
     if rule == "next_image":
-      yield compare("loss", _loss(logits, arrays["in.labels"]), arrays["out.loss"])
+      yield compare("loss", next_token_loss(logits, arrays["in.labels"]), arrays["out.loss"])
   features = ours.apply(ours.media, method="embed_media")
   yield from _greedy(case, ours, features, "next_image", "out.greedy_ids")
 
@@ -293,20 +294,12 @@ def _scores(case: Case, ours: _Flamingo, features, inputs, want: np.ndarray) -> 
   return compare("logits of every step", scores, case.arrays["out.greedy_scores"], ~stopped)
 
 
-def _loss(logits: jax.Array, labels: np.ndarray) -> jax.Array:
-  """Hugging Face's: labels shifted by one, -100 not counted."""
-  targets = jnp.asarray(labels[:, 1:])
-  logprobs = jax.nn.log_softmax(logits[:, :-1])
-  picked = jnp.take_along_axis(logprobs, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
-  return -(picked * (targets >= 0)).sum() / (targets >= 0).sum()
-
-
 def _gradients(case: Case, ours: _Flamingo, inputs: Mapping[str, Any]) -> Iterator[Result]:
   """Of what OpenFlamingo trains, under its own names."""
 
   def loss(params):
     logits = ours.model.apply(params, ours.media, *inputs["args"], **inputs["kwargs"])
-    return _loss(logits, case.arrays["in.labels"])
+    return next_token_loss(logits, case.arrays["in.labels"])
 
   tree = jax.jit(jax.grad(loss))(ours.params)["params"]
   flat = {path: np.asarray(x) for path, x in traverse_util.flatten_dict(tree, sep="/").items()}
