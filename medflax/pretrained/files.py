@@ -8,6 +8,7 @@ import pathlib
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -145,6 +146,7 @@ def write_safetensors(
   path: str | os.PathLike,
   specs: Mapping[str, tuple[tuple[int, ...], np.dtype]],
   pieces: Callable[[str], Iterable[np.ndarray]],
+  metadata: Mapping[str, str] | None = None,
 ) -> Iterator[int]:
   """Writes a safetensors file piece by piece, so that it may exceed the memory.
 
@@ -153,6 +155,7 @@ def write_safetensors(
   Args:
     specs: shape and dtype of each tensor.
     pieces: the values of a tensor, cut along its first axis.
+    metadata: kept in the file's header.
 
   Yields:
     Bytes written so far, after each piece.
@@ -164,7 +167,8 @@ def write_safetensors(
   codes = {np.dtype(dtype): code for code, dtype in SAFETENSORS_DTYPES.items()}
   # The format wants tensors aligned: widest numbers first, as the reference writer has them.
   order = sorted(specs, key=lambda name: (-specs[name][1].itemsize, name))
-  header, end = {}, 0
+  header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+  end = 0
   for name in order:
     shape, dtype = specs[name]
     start, end = end, end + math.prod(shape) * dtype.itemsize

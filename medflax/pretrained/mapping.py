@@ -118,6 +118,30 @@ def pieces(
     yield (x.transpose(tensor.axes) if tensor.axes else x).reshape(inner)
 
 
+def split(mapping: Mapping) -> dict[str, dict[str, tuple[Tensor, int | None]]]:
+  """What each foreign tensor is made of: by its name and our path, a row and the layer of ours.
+
+  The rows name that tensor alone, so that `to_theirs` writes it from single layers (None: from
+  whole leaves), and a checkpoint may be written tensor by tensor.
+  """
+  found: dict[str, dict[str, tuple[Tensor, int | None]]] = collections.defaultdict(dict)
+  for path, tensor in mapping.items():
+    for i, key in enumerate(tensor.keys):
+      single = dataclasses.replace(tensor, key=key, layers=())
+      found[key][path] = (single, i if tensor.layers else None)
+  return dict(found)
+
+
+def their_shape(parts: AnyMapping[str, tuple[Tensor, tuple[int, ...]]]) -> tuple[int, ...]:
+  """The shape of a foreign tensor, from the rows and shapes of the layers that it is made of."""
+  shapes = [(tensor, _foreign_shape(tensor, shape)) for tensor, shape in parts.values()]
+  tensor, shape = shapes[0]
+  if tensor.rows is None:
+    return shape
+  size = max(tensor.rows[1] for tensor, _ in shapes if tensor.rows) * (tensor.groups or 1)
+  return *shape[: tensor.axis], size, *shape[tensor.axis + 1 :]
+
+
 def to_theirs(
   mapping: Mapping, weights: AnyMapping[str, Shaped[np.ndarray, "..."]]
 ) -> dict[str, Shaped[np.ndarray, "..."]]:

@@ -150,6 +150,28 @@ SOURCES: dict[str, Callable[[pathlib.Path, Options], Checkpoint]] = {
 }
 
 
+def table(origin: AnyMapping[str, Any]) -> Mapping:
+  """The table of a checkpoint that was imported, by the `origin` it left.
+
+  Of a Med-Flamingo, the tower is a checkpoint of its own and has no place.
+  """
+  return pick(TABLES, origin.get("source", ""), "source in origin.json:")(origin)
+
+
+def _hugging_face_table(origin: AnyMapping[str, Any]) -> Mapping:
+  hf = origin["config"]
+  options = Options(xattn_every=origin.get("xattn_every", 1))
+  part, _, mapping, _ = HUGGING_FACE[hf.get("vision_config", hf)["model_type"]](hf, options)
+  return _under(part, mapping)
+
+
+TABLES: dict[str, Callable[[AnyMapping[str, Any]], Mapping]] = {
+  "hugging_face": _hugging_face_table,
+  "open_clip": lambda origin: _under("tower", open_clip.mapping(origin["section"])),
+  "open_flamingo": lambda origin: open_flamingo.mapping(origin["model_type"], origin["sections"]),
+}
+
+
 def _under(part: str, mapping: Mapping) -> Mapping:
   return {f"{part}/{path}": tensor for path, tensor in mapping.items()}
 

@@ -7,8 +7,9 @@ import pytest
 import safetensors.numpy
 
 from medflax.pretrained import hf_decoders, load_weights, open_clip, open_flamingo
+from medflax.pretrained.files import open_checkpoint
 from medflax.pretrained.mapping import to_theirs
-from medflax.tools import import_weights
+from medflax.tools import export_weights, import_weights
 from tests.pretrained import torch_writer
 
 LLAMA = dict(
@@ -65,6 +66,13 @@ def test_a_language_model_in_shards(tmp_path, xattn_every):
   for key, array in to_theirs(mapping, ours).items():
     np.testing.assert_array_equal(array, theirs[key])
   assert json.loads((to / "config.json").read_text())["lm"]["kv_heads"] == 1
+  assert export_weights.main([str(to), "--to", str(tmp_path / "back")]) == 0
+  back = open_checkpoint(tmp_path / "back")
+  assert back.keys() == theirs.keys()
+  for key, array in theirs.items():
+    np.testing.assert_array_equal(np.asarray(back[key]), array)
+  assert json.loads((tmp_path / "back" / "config.json").read_text()) == LLAMA
+  assert export_weights.main([str(to), "--to", str(tmp_path / "back")]) == 2
 
 
 WEIGHTS = import_weights.WEIGHTS
