@@ -1,8 +1,8 @@
 """Every family of causal language models is the one decoder under other settings."""
 
 import functools
-import json
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +12,14 @@ from medflax.models.attention import causal_mask
 from medflax.models.language.decoder import Decoder
 from medflax.models.language.positions import ROPE_SCALINGS, alibi_slopes, rotary
 from medflax.pretrained.hf_decoders import config_from_hf, ignored, mapping
-from tests.foreign import QUICK, TOLERANCE, abstract_params, imported, random_params, relative_error
+from tests.golden_cases.base import Case, abstract_leaves, compare, import_weights
 
 VARIANTS = (
   *("llama", "llama_gqa", "llama3_rope", "mistral_sw", "qwen2", "qwen3"),
   *("gemma", "gemma2", "gemma3_text", "gpt2", "biogpt", "opt", "opt_350m_style"),
   *("gpt_neox", "gpt_neox_seq", "gptj", "phi", "mpt"),
 )
+QUICK = {"xla_backend_optimization_level": 0}  # compiling takes longer than computing here
 SIZES = dict(vocab_size=11, width=8, depth=3, heads=2, kv_heads=1, mlp_width=12)
 # Settings that act on other tokens, on positions or on the order of the parts.
 SETTINGS = {
@@ -48,6 +49,14 @@ def inputs(tokens, segment_ids, positions):
 EXAMPLE = inputs(*3 * [np.ones((1, 2), np.int32)])
 
 
+def random_params(model):
+  """Parameters none of which are zero."""
+  rng = np.random.default_rng(0)
+  leaves = abstract_leaves(model, *EXAMPLE)
+  flat = {path: rng.normal(0, 0.3, x.shape).astype(x.dtype) for path, x in leaves.items()}
+  return {"params": flax.traverse_util.unflatten_dict(flat, sep="/")}
+
+
 def decode(model, params, token, segment_ids, positions, cache, index):
   """Logits of one more token a row, which lies at slot `index`, and the cache with it."""
   slots = jnp.arange(segment_ids.shape[1])
@@ -72,33 +81,32 @@ def decoded(model, params, tokens, padding, cache, first):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_parity_with_transformers(golden, golden_folder, variant):
+def test_parity_with_transformers(golden_folder, variant):
   """Whole, right- and left-padded rows, and tokens decoded greedily from the cache."""
-  torch, arrays, _ = golden("hf_decoders", variant)
-  hf = json.loads((golden_folder("hf_decoders") / f"{variant}.config.json").read_text())
-  lm = config_from_hf(hf)
-  model, table = decoder(lm), mapping(hf["model_type"], lm)
-  params = imported(table, model, torch, *EXAMPLE, ignore=ignored(hf["model_type"], lm))
+  case = Case(golden_folder("hf_decoders"), variant)
+  arrays, family, lm = case.arrays, case.hf["model_type"], config_from_hf(case.hf)
+  model = decoder(lm)
+  leaves, ignore = abstract_leaves(model, *EXAMPLE), ignored(family, lm)
+  params = import_weights(mapping(family, lm), leaves, case.weights, ignore)
 
   whole, padding = np.ones_like(arrays["in.ids"]), arrays["in.left_mask"]
   tokens = np.concatenate([arrays[f"in.{kind}ids"] for kind in ("", "right_", "left_")])
   segments = np.concatenate([whole, arrays["in.right_mask"], padding])
   positions = np.maximum(np.cumsum(segments, axis=1) - 1, 0)
-  greedy, scores = arrays["out.greedy_ids"], arrays["out.greedy_scores"]
+  greedy = arrays["out.greedy_ids"]
   fed = greedy[:, :-1]
   run = jit(model.apply, cache_size=fed.shape[1])
   logits, cache = run(params, *inputs(tokens, segments, positions))
   left = arrays.get("out.left_logits_maskpos", arrays["out.left_logits"])
   expected = np.concatenate([arrays["out.logits"], arrays["out.right_logits"], left])
-  seen = segments > 0
-  assert relative_error(np.asarray(logits)[seen], expected[seen]) < TOLERANCE
+  assert compare("logits", logits, expected, segments > 0).passed
 
   rows, prompt = padding.shape
   cache = jax.tree.map(lambda a: a[:, -rows:], cache)  # layers first; the left-padded rows
   steps = [np.asarray(logits[-rows:, -1])]
   steps += decoded(model, params, fed, padding, cache, prompt)
   y = np.stack(steps, axis=1)
-  assert relative_error(y, scores) < TOLERANCE
+  assert compare("scores", y, arrays["out.greedy_scores"]).passed
   np.testing.assert_array_equal(y.argmax(-1), greedy[:, prompt:])
 
 
@@ -106,7 +114,7 @@ def test_parity_with_transformers(golden, golden_folder, variant):
 def test_decoding_is_the_whole_row_token_by_token(name):
   """From the cache, behind padding or not, as in one unpadded row at once."""
   model = Decoder(**SIZES | SETTINGS[name])
-  params = random_params(model, *EXAMPLE)
+  params = random_params(model)
   row = np.random.default_rng(1).integers(0, 11, (1, 8))
   whole = jit(model.apply)(params, *inputs(row, np.ones_like(row), np.arange(8)[None]))[0]
 
@@ -121,7 +129,7 @@ def test_decoding_is_the_whole_row_token_by_token(name):
 
 def test_a_window_ends_what_a_token_sees():
   model = Decoder(**SIZES | dict(depth=2, windows=(3, 1)))
-  params = random_params(model, *EXAMPLE)
+  params = random_params(model)
   at = np.tile(np.arange(8), (2, 1))
   tokens = at.copy()
   tokens[1, 2] = 9
@@ -134,7 +142,7 @@ def test_deeper_models_are_no_longer_programs():
 
   def size(depth):
     model = Decoder(**SIZES | dict(depth=depth, windows=(4, 4, 0), rope_local_theta=10.0))
-    params = abstract_params(model, *EXAMPLE)
+    params = abstract_leaves(model, *EXAMPLE)
     assert params["groups/layer_0/attn/query/kernel"].shape[0] == depth
     run = lambda key: model.apply(model.init(key, *EXAMPLE), *EXAMPLE)[0]
     return len(str(jax.make_jaxpr(run)(jax.random.key(0))).splitlines())
@@ -144,7 +152,7 @@ def test_deeper_models_are_no_longer_programs():
 
 def test_query_scale_by_depth_is_in_the_queries():
   model = Decoder(**SIZES | dict(inverse_depth_scale=True))
-  params = random_params(model, *EXAMPLE)
+  params = random_params(model)
   query = params["params"]["groups"]["layer_0"]["attn"]["query"]
   y = jit(model.apply)(params, *EXAMPLE)[0]
   query["kernel"] = query["kernel"] / np.array([1, 2, 3], np.float32)[:, None, None, None]

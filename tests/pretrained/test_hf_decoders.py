@@ -9,7 +9,7 @@ from medflax.models.language.decoder import Decoder
 from medflax.pretrained.hf_decoders import NAMES, config_from_hf, ignored, mapping
 from medflax.pretrained.mapping import to_ours, to_theirs
 from medflax.utils import UserError
-from tests.foreign import abstract_params
+from tests.golden_cases.base import abstract_leaves
 
 SIZES = dict(
   **dict(vocab_size=11, hidden_size=8, num_hidden_layers=5, num_attention_heads=4),
@@ -45,7 +45,7 @@ def leaves(lm, fusion=None):
   """Our leaves by path, those of gated blocks left out."""
   model = Decoder(**{name: value for name, value in lm.items() if name != "type"}, fusion=fusion)
   inputs = jax.tree.map(jax.numpy.asarray, INPUTS)
-  return {k: x for k, x in abstract_params(model, *inputs).items() if "/xattn/" not in k}
+  return {k: x for k, x in abstract_leaves(model, *inputs).items() if "/xattn/" not in k}
 
 
 @pytest.mark.parametrize("every", [1, 2])
