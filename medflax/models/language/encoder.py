@@ -103,7 +103,8 @@ class Encoder(nn.Module):
     places = self.param("position", small, (self.max_positions, self.width))
     types = self.param("token_type", small, (self.token_types, self.width))
     token_types = jnp.zeros_like(tokens) if token_types is None else token_types
-    x = table[tokens] + places[positions + self.position_offset] + types[token_types]
+    x = jnp.take(table, tokens, axis=0) + jnp.take(types, token_types, axis=0)
+    x = x + jnp.take(places, positions + self.position_offset, axis=0)
     x = self._norm("embedding_norm")(x.astype(self.dtype))
     return nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
 
