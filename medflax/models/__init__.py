@@ -12,10 +12,11 @@ from medflax.models.connectors.query_decoder import QueryDecoder
 from medflax.models.fusion.gated_xattn import GatedXattn
 from medflax.models.language.decoder import Decoder
 from medflax.models.vision.resnet import ModifiedResNet
+from medflax.models.vision.swin import Swin
 from medflax.models.vision.vit import ViT
 from medflax.models.vlm import VLM, model_inputs
 
-VISION_TOWERS = {"vit": ViT, "modified_resnet": ModifiedResNet}
+VISION_TOWERS = {"vit": ViT, "modified_resnet": ModifiedResNet, "swin": Swin}
 CONNECTORS = {
   "perceiver": PerceiverResampler,
   "query_decoder": QueryDecoder,

@@ -118,8 +118,8 @@ def config_from_hf(hf: AnyMapping[str, Any]) -> dict[str, Any]:
   family = pick(FAMILIES, hf["model_type"], "vision model_type")
   if hf.get("use_swiglu_ffn"):
     raise UserError("use_swiglu_ffn: of DINOv2, the sizes with a gated MLP are not supported")
-  patch, channels = _pair(hf["patch_size"]), hf.get("num_channels", 3)
-  size = tuple(s // p * p for s, p in zip(_pair(hf["image_size"]), patch, strict=True))
+  patch, channels = pair(hf["patch_size"]), hf.get("num_channels", 3)
+  size = tuple(s // p * p for s, p in zip(pair(hf["image_size"]), patch, strict=True))
   width = hf["hidden_size"]
   return dict(
     type="vit",
@@ -280,5 +280,6 @@ def _key(prefix: str, name: str) -> str:
   return prefix + name
 
 
-def _pair(size: int | list | tuple) -> tuple[int, int]:
+def pair(size: int | list | tuple) -> tuple[int, int]:
+  """A size that a config gives as one number for both sides, or as two."""
   return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -9,7 +9,7 @@ import numpy as np
 from flax import traverse_util
 
 from medflax.models import CONNECTORS, VISION_TOWERS
-from medflax.pretrained import connectors, hf_vision, open_clip, radfm_vision
+from medflax.pretrained import connectors, hf_swin, hf_vision, open_clip, radfm_vision
 from tests.golden_cases.base import Case, Check, Result, abstract_leaves, compare, import_weights
 
 AS_IS = dict(mean=(0.0,), std=(1.0,))  # golden pixels are normalised
@@ -96,6 +96,17 @@ def hugging_face(case: Case) -> Iterator[Result]:
     yield compare(name, got if want.ndim == 3 else got[:, 0], want)
 
 
+def swin(case: Case) -> Iterator[Result]:
+  """The tokens, and their mean."""
+  section, x = (
+    hf_swin.config_from_hf(case.hf) | AS_IS,
+    channels_last(case.arrays["in.pixel_values"]),
+  )
+  got = encode(section, hf_swin.mapping(section), case.weights, hf_swin.IGNORE, x)
+  yield compare("last_hidden_state", got, case.arrays["out.last_hidden_state"])
+  yield compare("pooled", got.mean(1), case.arrays["out.pooled"])
+
+
 def open_clip_tower(case: Case) -> Iterator[Result]:
   """Tokens as open_clip gave them up to 2.20 and as it does since, and the embedding."""
   config = case.config
@@ -165,7 +176,7 @@ def modified_resnet(case: Case) -> Iterator[Result]:
 CHECKS: dict[str, Check] = {
   "clip_vision": hugging_face,
   "siglip_vision": hugging_face,
-  "vit_vision": hugging_face,
+  "vit_vision": lambda case: {"swin": swin}.get(case.hf["model_type"], hugging_face)(case),
   "open_clip": open_clip_tower,
 }
 # Parts of systems, by a tensor that only their cases have; the whole systems' checks hold them.

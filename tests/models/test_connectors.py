@@ -47,6 +47,23 @@ def test_media_are_connected_on_their_own_to_the_width_asked(name):
   assert not jnp.allclose(y[:, 1], other[:, 1], atol=1e-3)
 
 
+@pytest.mark.parametrize(
+  ("name", "fields", "width", "count"),
+  [
+    ("query_decoder", dict(num_latents=32, depth=12, heads=8, mlp_width=1024), 1024, 126_060_544),
+    ("mlp_mapper", dict(num_latents=8, out_width=1600, hidden=(6400,)), 512, 85_216_000),
+    ("mlp_mapper", dict(num_latents=8, out_width=1600, hidden=(6400, 12_800)), 512, 249_068_800),
+    ("transformer_mapper", dict(num_latents=8, out_width=1600, num_inputs=4), 512, 167_238_400),
+    ("perceiver", dict(num_latents=32, depth=6, out_width=5120), 768, 41_739_776),
+  ],
+)
+def test_the_published_sizes(name, fields, width, count):
+  """MedVInT-TD's decoder with its 32 queries, the prefix mappers, RadFM's resampler."""
+  x = jnp.zeros((1, 1, 1, 1, width))
+  leaves = abstract_leaves(CONNECTORS[name](**fields), x)
+  assert sum(leaf.size for leaf in leaves.values()) == count
+
+
 @pytest.mark.parametrize("name", ONE_VECTOR)
 def test_mappers_want_one_vector(name):
   x = jnp.zeros((1, 1, 1, 2, 8))

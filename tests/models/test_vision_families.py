@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medflax.models.vision import positions
+from medflax.models.vision import positions, swin
 from medflax.models.vision.vit import ViT
 from medflax.pretrained import hf_vision, radfm_vision
 from medflax.utils import UserError
@@ -19,7 +19,7 @@ from tests.golden_cases.vision import apply, build, random_params
   [
     *(f"clip_vision/clip_{name}" for name in ("full", "vit_gelu", "vit_quickgelu")),
     "clip_vision/clip_vit_with_projection",
-    *("siglip_vision/siglip", "vit_vision/dinov2", "vit_vision/vit"),
+    *("siglip_vision/siglip", "vit_vision/dinov2", "vit_vision/vit", "vit_vision/swin"),
     *("open_clip/clip_gelu", "open_clip/clip_quickgelu"),
   ],
 )
@@ -79,6 +79,36 @@ def test_a_table_serves_another_size():
   assert apply(wider, params, jnp.zeros((1, 8, 16, 1)), "image").shape == (1, 8, 8)
   same = ViT(inputs={"image": spec | dict(table=(8, 8))}, **common)
   np.testing.assert_array_equal(apply(same, params, x, "image"), apply(learned, params, x, "image"))
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
+def test_windows_are_put_back(rows, columns, size):
+  x = np.random.default_rng(0).normal(size=(2, rows * size, columns * size, 2)).astype(np.float32)
+  windows = swin.to_windows(jnp.asarray(x), size)
+  assert windows.shape == (2 * rows * columns, size**2, 2)
+  np.testing.assert_array_equal(windows[0], x[0, :size, :size].reshape(-1, 2))
+  back = swin.from_windows(windows, size, rows * size, columns * size)
+  np.testing.assert_array_equal(back, x)
+
+
+def test_shifted_windows_do_not_see_around_the_border():
+  """Of a grid of 4 rolled by 1, the last window's rows come from the two ends."""
+  seen = swin.neighbours(4, 4, 2, 1)
+  assert seen.shape == (4, 4, 4)
+  assert seen[0].all()
+  np.testing.assert_array_equal(seen[3], np.eye(4, dtype=bool))
+  np.testing.assert_array_equal(seen[1][0], [True, False, True, False])
+
+
+def test_swin_takes_grids_that_windows_do_not_divide():
+  spec = dict(size=(20, 12), patch=(2, 2), channels=3)  # 10 × 6, then 5 × 3
+  model = swin.Swin({"image": spec}, 4, (2, 2), (1, 2), 3)
+  x = jax.random.uniform(jax.random.key(0), (1, 20, 12, 3))
+  y = apply(model, random_params(model, x, "image"), x, "image")
+  assert y.shape == (1, 15, 8)
+  assert jnp.isfinite(y).all()
+  with pytest.raises(ValueError, match=r"grid of \(5, 3\), less than model.tower.window, 4"):
+    random_params(swin.Swin({"image": spec}, 4, (2, 2), (1, 2), 4), x, "image")
 
 
 @given(st.integers(1, 9), st.integers(1, 20))
