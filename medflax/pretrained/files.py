@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from medflax.pretrained.gguf_files import read_gguf
 from medflax.pretrained.lazy import LazyTensor
 from medflax.pretrained.torch_files import read_torch
 from medflax.utils import UserError, pick
@@ -109,36 +110,13 @@ def read_index(path: pathlib.Path) -> dict[str, LazyTensor]:
   return {name: opened[shard][name] for name, shard in weight_map.items()}
 
 
-def read_gguf(path: pathlib.Path) -> dict[str, LazyTensor]:
-  """The tensors of a GGUF file by llama.cpp's names, dequantised to float32.
-
-  Raises:
-    UserError: if the file is damaged, or the package `gguf` is not installed.
-  """
-  try:
-    import gguf  # an extra
-  except ImportError:
-    raise UserError(f"{path}: reading GGUF needs: pip install 'medflax[gguf]'") from None
-  try:
-    tensors = gguf.GGUFReader(path).tensors
-  except (ValueError, LookupError, OSError, MemoryError, OverflowError, TypeError) as error:
-    raise UserError(f"{path}: is not a GGUF file: {error}") from None
-
-  def lazy(tensor: gguf.ReaderTensor) -> LazyTensor:
-    shape = tuple(int(n) for n in reversed(tensor.shape))
-    read = lambda: gguf.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
-    return LazyTensor(shape, np.dtype(np.float32), read)
-
-  return {tensor.name: lazy(tensor) for tensor in tensors}
-
-
 READERS: dict[str, Callable[[pathlib.Path], dict[str, LazyTensor]]] = {
   ".safetensors": read_safetensors,
   ".pt": read_torch,
   ".pth": read_torch,
   ".bin": read_torch,
   ".json": read_index,
-  ".gguf": read_gguf,
+  ".gguf": lambda path: read_gguf(path)[1],
 }
 
 

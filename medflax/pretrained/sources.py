@@ -10,6 +10,7 @@ from typing import Any
 
 from medflax.pretrained import hf_decoders, hf_encoders, hf_vision, open_clip, open_flamingo
 from medflax.pretrained.files import open_checkpoint
+from medflax.pretrained.gguf_files import read_gguf
 from medflax.pretrained.lazy import LazyTensor
 from medflax.pretrained.mapping import Mapping
 from medflax.utils import UserError, pick
@@ -85,6 +86,14 @@ HUGGING_FACE: dict[str, Callable[[dict[str, Any], Options], Family]] = {
 }
 
 
+def gguf(path: pathlib.Path, options: Options) -> Checkpoint:
+  """A causal language model of llama.cpp's, dequantised; it is written back as Hugging Face's."""
+  hf, tensors = read_gguf(path)
+  part, section, mapping, ignore = _decoder(hf, options)
+  origin = dict(source="hugging_face", config=hf, xattn_every=options.xattn_every)
+  return Checkpoint({part: section}, _under(part, mapping), tensors, ignore, origin)
+
+
 def clip_tower(path: pathlib.Path, _: Options) -> Checkpoint:
   """An open_clip checkpoint's image side, which gives patch tokens without the final norm."""
   tensors = open_checkpoint(path)
@@ -144,6 +153,7 @@ def flamingo(path: pathlib.Path, options: Options) -> Checkpoint:
 
 SOURCES: dict[str, Callable[[pathlib.Path, Options], Checkpoint]] = {
   "hugging_face": hugging_face,
+  "gguf": gguf,
   "open_clip": clip_tower,
   "open_flamingo": flamingo,
   "med_flamingo": flamingo,

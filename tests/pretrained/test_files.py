@@ -214,28 +214,6 @@ def test_a_path_that_is_no_checkpoint(tmp_path):
     open_checkpoint(tmp_path / "x.txt")
 
 
-def test_gguf_is_dequantised(tmp_path):
-  gguf = pytest.importorskip("gguf")
-  path, array = tmp_path / "x.gguf", np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32)
-  writer = gguf.GGUFWriter(path, "llama")
-  q8 = gguf.GGMLQuantizationType.Q8_0
-  writer.add_tensor("token_embd.weight", gguf.quantize(array, q8), raw_dtype=q8)
-  writer.add_tensor("output_norm.weight", array[0])
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
-  tensors = open_checkpoint(path)
-  assert {name: t.shape for name, t in tensors.items()} == {
-    "token_embd.weight": (2, 32),
-    "output_norm.weight": (32,),
-  }
-  np.testing.assert_array_equal(np.asarray(tensors["output_norm.weight"]), array[0])
-  np.testing.assert_allclose(np.asarray(tensors["token_embd.weight"]), array, atol=1 / 127)
-  path.write_bytes(path.read_bytes()[:40])
-  refuses(path, "is not a GGUF file")
-
-
 def test_files_are_written_piece_by_piece(tmp_path):
   path = tmp_path / "x.safetensors"
   stacked = {"w": np.arange(12, dtype=np.float32).reshape(3, 4), "n": np.asarray(3, jnp.bfloat16)}
