@@ -7,6 +7,8 @@ Other features are other fields of the section, for example
     section | dict(final_norm=False, depth=section["depth"] - 1)            # hidden_states[-2]
     section | dict(output="class", projection=hf["projection_dim"])         # CLIP's embedding
     section | dict(attention_pool=True)                       # SigLIP's pooled output
+
+Another `inputs.image.size` interpolates the position table, whose own size is `table`.
 """
 
 import re
@@ -127,7 +129,7 @@ def config_from_hf(hf: AnyMapping[str, Any]) -> dict[str, Any]:
     depth=hf["num_hidden_layers"],
     heads=hf["num_attention_heads"],
     mlp_width=hf.get("intermediate_size") or int(width * hf["mlp_ratio"]),
-    inputs=dict(image=dict(size=size, patch=patch, channels=channels)),
+    inputs=dict(image=dict(size=size, table=size, patch=patch, channels=channels)),
     activation=pick(ACTIVATIONS, hf["hidden_act"], "hidden_act"),
     norm_eps=hf["layer_norm_eps"],
     qkv_bias=hf.get("qkv_bias", True),

@@ -13,6 +13,7 @@ from medflax.pretrained.hf_vision import (
   fused_attention,
   linear,
   norm,
+  pair,
 )
 from medflax.pretrained.mapping import Mapping, Tensor
 
@@ -30,14 +31,14 @@ def config_from_open_clip(config: AnyMapping[str, Any]) -> dict[str, Any]:
   `dict(output="class", final_norm=True, projection=embed_dim)` is the image embedding.
   """
   vision = config["vision_cfg"]
-  width, size, patch = vision["width"], vision["image_size"], vision["patch_size"]
+  width, size, patch = vision["width"], pair(vision["image_size"]), pair(vision["patch_size"])
   return dict(
     type="vit",
     width=width,
     depth=vision["layers"],
     heads=width // vision.get("head_width", 64),
     mlp_width=int(width * vision.get("mlp_ratio", 4.0)),
-    inputs=dict(image=dict(size=(size, size), patch=(patch, patch), channels=3)),
+    inputs=dict(image=dict(size=size, table=size, patch=patch, channels=3)),
     activation="quick_gelu" if config.get("quick_gelu") else "gelu",
     class_token=True,
     pre_norm=True,

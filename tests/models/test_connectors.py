@@ -2,10 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from medflax.models import CONNECTORS
 from medflax.models.vision.vit import ViTBlock
 from medflax.pretrained import connectors, hf_vision, open_clip
+from medflax.pretrained.mapping import to_ours, to_theirs
 from tests.golden_cases import vision
 from tests.golden_cases.base import Case, abstract_leaves, compare, import_weights
 from tests.golden_cases.vision import AS_IS, COUNTERS, apply, connect, encode, random_params
@@ -62,6 +64,27 @@ def test_the_published_sizes(name, fields, width, count):
   x = jnp.zeros((1, 1, 1, 1, width))
   leaves = abstract_leaves(CONNECTORS[name](**fields), x)
   assert sum(leaf.size for leaf in leaves.values()) == count
+
+
+TABLES = {
+  "perceiver": lambda section: connectors.perceiver(section, 8),
+  "query_decoder": lambda section: connectors.query_decoder(section, 8, MEDVINT),
+  "mlp": lambda section: connectors.mlp_projector(connectors.LLAVA),
+  "pooled": lambda section: connectors.pooled_projection(),
+  "mlp_mapper": connectors.mlp_mapper,
+  "transformer_mapper": connectors.transformer_mapper,
+}
+MEDVINT = connectors.MEDVINT_TD | connectors.MEDVINT_TE  # with the maps of both
+
+
+@pytest.mark.parametrize("name", CONNECTORS)
+def test_every_leaf_goes_there_and_back(name):
+  ours = traverse_util.flatten_dict(init(name, tokens(name))[1]["params"], sep="/")
+  table = TABLES[name](ALL[name])
+  back = to_ours(table, ours, to_theirs(table, ours))
+  assert set(back) == set(ours)
+  for path, x in back.items():
+    np.testing.assert_array_equal(x, ours[path], err_msg=path)
 
 
 @pytest.mark.parametrize("name", ONE_VECTOR)

@@ -2,12 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medflax.models import VISION_TOWERS
 from medflax.models.vision import positions, swin
 from medflax.models.vision.vit import ViT
-from medflax.pretrained import hf_vision, radfm_vision
+from medflax.pretrained import hf_swin, hf_vision, open_clip, radfm_vision
+from medflax.pretrained.mapping import to_ours, to_theirs
 from medflax.utils import UserError
 from tests.golden_cases import vision
 from tests.golden_cases.base import Case
@@ -135,19 +138,57 @@ def test_tables_of_axes_take_strided_rows():
     positions.strided_rows(4, 5)
 
 
+HF = dict(
+  model_type="clip_vision_model",
+  image_size=30,
+  patch_size=8,
+  hidden_size=8,
+  num_hidden_layers=2,
+  num_attention_heads=2,
+  intermediate_size=12,
+  hidden_act="quick_gelu",
+  layer_norm_eps=1e-5,
+)
+SWIN = dict(HF, embed_dim=4, depths=(1, 2), num_heads=(1, 2), window_size=2, mlp_ratio=2)
+RESNET = open_clip.resnet_config((1, 2), width=4, image_size=32) | dict(projection=6, heads=2)
+CLIP = hf_vision.config_from_hf(HF)
+SIGLIP = hf_vision.config_from_hf(HF | dict(model_type="siglip_vision_model"))
+VIT = hf_vision.config_from_hf(HF | dict(model_type="vit"))
+OPEN_CLIP = dict(width=8, layers=2, head_width=4, mlp_ratio=2.0, patch_size=8, image_size=24)
+TABLES = {
+  "clip": (CLIP | dict(output="class", projection=6), hf_vision.mapping),
+  "siglip": (SIGLIP | dict(attention_pool=True), hf_vision.mapping),
+  "vit": (VIT | dict(output="class", projection=8, projection_tanh=True), hf_vision.mapping),
+  "dinov2": (hf_vision.config_from_hf(HF | dict(model_type="dinov2")), hf_vision.mapping),
+  "swin": (hf_swin.config_from_hf(SWIN | dict(image_size=32)), hf_swin.mapping),
+  "open_clip": (
+    open_clip.config_from_open_clip(dict(vision_cfg=OPEN_CLIP)) | dict(final_norm=True),
+    open_clip.mapping,
+  ),
+  "modified_resnet": (RESNET, open_clip.resnet_mapping),
+  "radfm": (
+    radfm_vision.config_from_radfm(SMALL, volume_size=(4, 16, 16), image_size=(16, 16)),
+    radfm_vision.mapping,
+  ),
+}
+
+
+@pytest.mark.parametrize("family", TABLES)
+def test_every_leaf_goes_there_and_back(family):
+  section, table = TABLES[family]
+  spec = section["inputs"]["image"]
+  image = jnp.zeros((1, *spec["size"], spec["channels"]))
+  params = random_params(build(VISION_TOWERS, section), image, "image")["params"]
+  ours = traverse_util.flatten_dict(params, sep="/")
+  theirs = to_theirs(table(section), ours)
+  back = to_ours(table(section), ours, theirs)
+  assert set(back) == set(ours)
+  for path, x in back.items():
+    np.testing.assert_array_equal(x, ours[path], err_msg=path)
+
+
 def test_configs_are_read_and_unknown_ones_named():
-  hf = dict(
-    model_type="clip_vision_model",
-    image_size=30,
-    patch_size=8,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=32,
-    hidden_act="quick_gelu",
-    layer_norm_eps=1e-5,
-  )
-  section = hf_vision.config_from_hf(dict(model_type="clip", vision_config=hf))
+  section = hf_vision.config_from_hf(dict(model_type="clip", vision_config=HF))
   assert section["inputs"]["image"]["size"] == (24, 24)
   assert hf_vision.mapping(section, "a.")["class_token"].key == "a.embeddings.class_embedding"
   for wrong, message in (
@@ -156,4 +197,4 @@ def test_configs_are_read_and_unknown_ones_named():
     (dict(use_swiglu_ffn=True), "gated MLP"),
   ):
     with pytest.raises(UserError, match=message):
-      hf_vision.config_from_hf(hf | wrong)
+      hf_vision.config_from_hf(HF | wrong)
