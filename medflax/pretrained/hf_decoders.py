@@ -122,7 +122,7 @@ def _qwen2(hf: Mapping[str, Any]) -> dict[str, Any]:
 def _qwen3(hf: Mapping[str, Any]) -> dict[str, Any]:
   bias = hf.get("attention_bias", False)
   head_dim = hf.get("head_dim", 128)
-  return _qwen2(hf) | dict(head_dim=head_dim, qkv_bias=bias, qk_norm=True)
+  return _qwen2(hf) | dict(head_dim=head_dim, qkv_bias=bias, qk_norm="head")
 
 
 def _gemma(hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _gemma3(hf: Mapping[str, Any]) -> dict[str, Any]:
     local = rope["sliding_attention"]["rope_theta"]
     hf = hf | {"rope_parameters": rope["full_attention"]}
   return _gemma2(hf) | dict(
-    qk_norm=True,
+    qk_norm="head",
     windows=_windows(hf, lambda i: (i + 1) % every != 0),
     rope_local_theta=float(local),
   )
@@ -285,8 +285,8 @@ def _biogpt(hf: Mapping[str, Any]) -> dict[str, Any]:
 def _mpt(hf: Mapping[str, Any]) -> dict[str, Any]:
   attention = {"model_type": hf["model_type"], **(hf.get("attn_config") or {})}
   _need(hf, "no_bias", True)
+  _need(hf, "logit_scale", None)
   _need(attention, "alibi", True)
-  _need(attention, "qk_ln", False)
   _need(attention, "prefix_lm", False)
   width, heads = hf["d_model"], hf["n_heads"]
   return dict(
@@ -304,8 +304,17 @@ def _mpt(hf: Mapping[str, Any]) -> dict[str, Any]:
     alibi_bias_max=float(attention.get("alibi_bias_max", 8)),
     query_scale=attention.get("softmax_scale") or 0.0,
     qkv_clip=attention.get("clip_qkv") or 0.0,
+    qk_norm="all" if attention.get("qk_ln") else "",
     tie_embeddings=hf.get("tie_word_embeddings", True),
   )
+
+
+def _mosaic_gpt(hf: Mapping[str, Any]) -> dict[str, Any]:
+  """MPT before it was MPT, with some fields named otherwise: OpenFlamingo-3B's MPT-1B."""
+  names = ("alibi", "alibi_bias_max", "prefix_lm", "softmax_scale")
+  attention = {"alibi": False} | {name: hf[name] for name in names if name in hf}
+  attention |= dict(clip_qkv=hf.get("attn_clip_qkv"), qk_ln=hf.get("attn_qk_ln", False))
+  return _mpt({**hf, "expansion_ratio": hf.get("mlp_ratio", 4), "attn_config": attention})
 
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
@@ -318,6 +327,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
   "gptj": _gptj,
   "llama": _llama,
   "mistral": _mistral,
+  "mosaic_gpt": _mosaic_gpt,
   "mpt": _mpt,
   "opt": _opt,
   "phi": _phi,

@@ -164,6 +164,8 @@ _MPT = Names(
     "attn/query": "attn.Wqkv",
     "attn/key": "attn.Wqkv",
     "attn/value": "attn.Wqkv",
+    "attn/query_norm": "attn.q_ln",
+    "attn/key_norm": "attn.k_ln",
     "attn/out": "attn.out_proj",
     "mlp/wi": "ffn.up_proj",
     "mlp/wo": "ffn.down_proj",
@@ -171,6 +173,17 @@ _MPT = Names(
     "mlp_norm": "norm_2",
   },
   fused="blocks",
+)
+_MOSAIC_GPT = dataclasses.replace(
+  _MPT,
+  outer={**_MPT.outer, "norm": "transformer.ln_f"},
+  inner={
+    **_MPT.inner,
+    "mlp/wi": "mlp.mlp_up",
+    "mlp/wo": "mlp.mlp_down",
+    "attn_norm": "ln_1",
+    "mlp_norm": "ln_2",
+  },
 )
 
 NAMES: dict[str, Names] = {
@@ -183,6 +196,7 @@ NAMES: dict[str, Names] = {
   "gptj": _GPTJ,
   "llama": _LLAMA,
   "mistral": _LLAMA,
+  "mosaic_gpt": _MOSAIC_GPT,
   "mpt": _MPT,
   "opt": _OPT,
   "phi": _PHI,
@@ -239,8 +253,8 @@ _ABSENT_OUTER = {
   "embed_out": lambda lm: not lm.get("embed_width", 0),
 }
 _ABSENT_INNER = {
-  "attn/query_norm": lambda lm: not lm.get("qk_norm", False),
-  "attn/key_norm": lambda lm: not lm.get("qk_norm", False),
+  "attn/query_norm": lambda lm: not lm.get("qk_norm", ""),
+  "attn/key_norm": lambda lm: not lm.get("qk_norm", ""),
 }
 # The setting that gives a linear map its bias.
 _BIASES = {

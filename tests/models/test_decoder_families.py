@@ -10,6 +10,7 @@ import pytest
 
 from medflax.models.attention import causal_mask
 from medflax.models.language.decoder import Decoder
+from medflax.models.language.layer import QK_NORMS
 from medflax.models.language.positions import ROPE_SCALINGS, alibi_slopes, rotary
 from medflax.pretrained.hf_decoders import config_from_hf, ignored, mapping
 from tests.golden_cases.base import Case, abstract_leaves, compare, import_weights
@@ -26,10 +27,12 @@ SETTINGS = {
   "window": dict(windows=(3,)),
   "windows of some layers": dict(windows=(3, 0), rope_local_theta=100.0, attn_softcap=5.0),
   "learned": dict(rope_theta=0.0, learned_positions=16, position_offset=2, residual="post"),
-  "alibi": dict(rope_theta=0.0, alibi_bias_max=8.0, norm="layer_norm_no_bias"),
+  "alibi": dict(rope_theta=0.0, alibi_bias_max=8.0, norm="layer_norm_no_bias", qk_norm="all"),
   "partly rotated": dict(rope_dim=2, rope_interleaved=True, residual="parallel_shared"),
   "all else": dict(
-    **dict(residual="sandwich", norm="zero_rms_norm", qk_norm=True, embed_width=4, embed_scale=3.0),
+    **dict(
+      residual="sandwich", norm="zero_rms_norm", qk_norm="head", embed_width=4, embed_scale=3.0
+    ),
     **dict(inverse_depth_scale=True, logit_softcap=2.0, mlp="plain", mlp_bias=True),
   ),
 }
@@ -158,6 +161,15 @@ def test_query_scale_by_depth_is_in_the_queries():
   query["kernel"] = query["kernel"] / np.array([1, 2, 3], np.float32)[:, None, None, None]
   same = jit(Decoder(**SIZES).apply)(params, *EXAMPLE)[0]
   np.testing.assert_allclose(y, same, atol=1e-5)
+
+
+def test_queries_and_keys_are_normalised_by_head_or_together():
+  x = jnp.array([[[[3.0, 4.0], [30.0, 40.0]]]])
+  norm = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+  heads = np.array([[0.6, 0.8], [0.6, 0.8]])
+  np.testing.assert_allclose(QK_NORMS["head"](norm, x)[0, 0], heads, rtol=1e-6)
+  together = np.array([[3, 4], [30, 40]]) / np.sqrt(2525)
+  np.testing.assert_allclose(QK_NORMS["all"](norm, x)[0, 0], together, rtol=1e-6)
 
 
 def test_interleaved_channels_are_the_same_rotation():

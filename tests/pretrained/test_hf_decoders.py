@@ -27,6 +27,10 @@ CONFIGS = {
   "gptj": GPT2 | dict(rotary_dim=2),
   "llama": LLAMA | dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
   "mistral": LLAMA | dict(sliding_window=3),
+  "mosaic_gpt": dict(
+    **dict(vocab_size=11, d_model=8, n_layers=5, n_heads=2, mlp_ratio=2),
+    **dict(alibi=True, attn_qk_ln=True, no_bias=True),
+  ),
   "mpt": dict(vocab_size=11, d_model=8, n_layers=5, n_heads=2),
   "opt": SIZES | dict(ffn_dim=12, do_layer_norm_before=False, word_embed_proj_dim=4),
   "phi": SIZES | dict(num_attention_heads=2, hidden_act="gelu_new", layer_norm_eps=1e-5),
@@ -160,6 +164,7 @@ def test_rotary_settings_of_either_transformers():
     ("llama", dict(hidden_act="mish"), "mish"),
     ("phi", dict(qk_layernorm=True), "qk_layernorm"),
     ("mpt", dict(attn_config=dict(alibi=False)), "alibi"),
+    ("mosaic_gpt", dict(no_bias=False), "no_bias"),
   ],
 )
 def test_what_would_be_computed_wrongly_is_refused(family, fields, culprit):

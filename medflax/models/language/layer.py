@@ -25,6 +25,12 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 }
 MLPS: dict[str, type[nn.Module]] = {"gated": layers.GatedMLP, "plain": layers.MLP}
 
+# Each head by itself (Qwen 3, Gemma 3), or all heads of a token together (MPT-1B).
+QK_NORMS: dict[str, Callable[[nn.Module, jax.Array], jax.Array]] = {
+  "head": lambda norm, x: norm(x),
+  "all": lambda norm, x: norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape),
+}
+
 
 class Context(NamedTuple):
   """What all layers see alike.
@@ -55,7 +61,8 @@ class LayerFields(nn.Module):
     head_dim: 0 for width / heads.
     norm, mlp, activation, residual: names in `NORMS`, `MLPS`, `layers.ACTIVATIONS`, `RESIDUALS`.
     qkv_bias, out_bias, mlp_bias: which linear maps have one.
-    qk_norm: queries and keys are normalised, head by head, before they are rotated (Qwen 3).
+    qk_norm: how queries and keys are normalised before they are rotated, a name in `QK_NORMS`;
+      "" for not at all.
     qkv_clip: queries, keys and values are clipped to ± this (MPT); 0 for never.
     query_scale: of the attention logits; 0 for head_dim^-0.5.
     attn_softcap: c · tanh(logits / c) bounds the attention logits (Gemma 2); 0 for never.
@@ -74,7 +81,7 @@ class LayerFields(nn.Module):
   qkv_bias: bool = False
   out_bias: bool = False
   mlp_bias: bool = False
-  qk_norm: bool = False
+  qk_norm: str = ""
   qkv_clip: float = 0.0
   query_scale: float = 0.0
   attn_softcap: float = 0.0
@@ -105,7 +112,9 @@ class SelfAttention(LayerFields):
     key = self._project(x, "key", self.kv_heads, "kv_heads")
     value = self._project(x, "value", self.kv_heads, "kv_heads")
     if self.qk_norm:
-      query, key = self._norm("query_norm")(query), self._norm("key_norm")(key)
+      normalise = QK_NORMS[self.qk_norm]
+      query = normalise(self._norm("query_norm"), query)
+      key = normalise(self._norm("key_norm"), key)
     if "frequency" in own:
       rotate = lambda y: rotary(y, context.positions, own["frequency"], self.rope_interleaved)
       query, key = rotate(query), rotate(key)
