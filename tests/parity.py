@@ -16,10 +16,18 @@ from collections.abc import Sequence
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from tests.golden_cases import decoders, encoder_decoders, encoders, lora, openflamingo, vision
+from tests.golden_cases import (
+  captioners,
+  decoders,
+  encoder_decoders,
+  encoders,
+  lora,
+  openflamingo,
+  vision,
+)
 from tests.golden_cases.base import Case, Check, Result
 
-MODULES = (decoders, encoder_decoders, encoders, lora, openflamingo, vision)
+MODULES = (captioners, decoders, encoder_decoders, encoders, lora, openflamingo, vision)
 CHECKS: dict[str, Check] = {name: check for m in MODULES for name, check in m.CHECKS.items()}
 COLUMNS = "{:<40} {:<52} {:>9} {:>6} {:>5}"
 
