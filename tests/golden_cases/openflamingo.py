@@ -215,7 +215,8 @@ def _language_config(case: Case) -> dict[str, Any]:
   vocab, width = of(r"lang_encoder.*(embed_tokens|embed_in|wte)")
   depth = 1 + max(int(m[1]) for m in numbers if m)
   inverse = [shape for key, shape in shapes.items() if key.endswith("inv_freq")]
-  heads = case.config.get("heads") or width // (2 * inverse[0][0])
+  rotated = 2 * inverse[0][0] if inverse else 0
+  heads = case.config.get("heads") or width // rotated
   hidden = dict(vocab_size=vocab, hidden_size=width, num_hidden_layers=depth)
   hidden["num_attention_heads"] = heads
   families = {
@@ -237,7 +238,7 @@ def _language_config(case: Case) -> dict[str, Any]:
         intermediate_size=of("dense_h_to_4h.weight")[0],
         hidden_act="gelu",
         layer_norm_eps=1e-5,
-        rotary_pct=0.25,
+        rotary_pct=rotated * heads / width,
       )
     ),
     "mpt": lambda: dict(
@@ -304,17 +305,17 @@ def _gradients(case: Case, ours: _Flamingo, inputs: Mapping[str, Any]) -> Iterat
   tree = jax.jit(jax.grad(loss))(ours.params)["params"]
   flat = {path: np.asarray(x) for path, x in traverse_util.flatten_dict(tree, sep="/").items()}
   theirs = to_theirs(ours.mapping, flat)
-  names = [name for name in case.arrays if name.startswith("out.grad/")]
-  embedding = [n for n in names if re.search(r"embed_tokens|wte|embed_in", n)]
-  errors = [
-    compare("", theirs[name.removeprefix("out.grad/")], case.arrays[name]).error
-    for name in names
-    if name not in embedding
-  ]
-  yield Result(f"gradients of {len(errors)} tensors", max(errors))
-  if embedding and "out.grad_embed_unmasked" in case.arrays:
-    whole = theirs[embedding[0].removeprefix("out.grad/")]
-    yield compare("gradient of the embedding", whole, case.arrays["out.grad_embed_unmasked"])
+  names = [name.removeprefix("out.grad/") for name in case.arrays if name.startswith("out.grad/")]
+  [embedding] = (name for name in names if re.search(r"embed_tokens|wte|embed_in", name))
+  whole = theirs[embedding]
+  yield compare("gradient of the embedding", whole, case.arrays["out.grad_embed_unmasked"])
+  new = [ours.ids["eoc"], ours.ids["image"]]  # the rows that are trained
+  theirs[embedding] = np.zeros_like(whole)
+  theirs[embedding][new] = whole[new]
+  errors = [compare("", theirs[name], case.arrays[f"out.grad/{name}"]).error for name in names]
+  yield Result(f"gradients of {len(errors)} trained tensors", max(errors))
+  norm = np.sqrt(sum(np.square(theirs[name], dtype=np.float64).sum() for name in names))
+  yield compare("their norm", norm, case.arrays["out.grad_norm"])
 
 
 def _continuation(case: Case, ours: _Flamingo, features: jax.Array) -> Result:
