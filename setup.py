@@ -36,6 +36,7 @@ EXTRAS_REQUIRE = {
     "pyright[nodejs]>=1.1.400",  # with its own node: nothing to install by hand
     "ruff>=0.9",
   ],
+  "gguf": ["gguf>=0.17"],  # dequantises the checkpoints of llama.cpp
   "tpu": ["jax[tpu]>=0.10"],
   "cuda": ["jax[cuda13]>=0.10"],
   "apps": ["gradio>=5.0"],

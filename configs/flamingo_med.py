@@ -45,6 +45,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.model = dict(dtype="float32", remat="none")
   config.init = ""  # safetensors file of pretrained weights to start from
   config.trainable = ".*"  # full match of 'path/to/leaf'
+  config.peft = {}  # {"a": dict(type="lora", target=regex, rank=8, alpha=32.0)}: medflax/peft.py
   config.train = dict(
     num_steps=1000,
     batch_size=16,

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from medflax import optim
+from medflax import optim, peft
 from medflax.data.documents import IMAGE
 from medflax.data.encode import collate
 from medflax.data.pipeline import row_shape, with_media_slots
@@ -88,9 +88,15 @@ def build(
   def init(key: jax.Array) -> TrainState:
     args, kwargs = model_inputs({k: jnp.asarray(x) for k, x in row.items()})
     params = model.init(key, *args, **kwargs)["params"]
+    params = peft.add(jax.random.fold_in(key, 1), params, config.to_dict().get("peft", {}))
     return create_state(params, config.trainable, tx, ema=config.train.ema > 0)
 
   boxed = jax.eval_shape(init, jax.random.key(0))
+  if peft.adapters(boxed.frozen) and not peft.adapters(boxed.trainable):
+    raise UserError(
+      f"config.peft adds weights that config.trainable = {config.trainable!r} leaves untrained; "
+      r"add |.*/(lora|prefix)_.* to it"
+    )
   shardings = sharding.state_shardings(boxed, mesh)
   create = jax.jit(lambda key: nn.unbox(init(key)), out_shardings=shardings)
   return Parts(

@@ -21,7 +21,7 @@ Section = Mapping[str, Any] | ml_collections.ConfigDict
 SECTIONS = (Mapping, ml_collections.ConfigDict)  # the same for isinstance
 
 # What every config holds, and the type of each value. `Mapping` marks free-form sections: the
-# parts of the model are checked against the parts' fields, evaluators against theirs.
+# parts of the model are checked against the parts' fields, evaluators and adapters against theirs.
 SCHEMA = {
   "name": str,
   "variant": str,
@@ -51,6 +51,7 @@ SCHEMA = {
   },
   "init": str,
   "trainable": str,
+  "peft": Mapping,
   "train": {
     "num_steps": int,
     "batch_size": int,
@@ -78,6 +79,7 @@ SCHEMA = {
   "mesh": {"data": int, "fsdp": int, "tensor": int},
   "evals": Mapping,
 }
+OPTIONAL = {"config.peft"}
 TASK_FIELDS = {"task": str, "num_shots": (int, tuple), "weight": float, "targets": str}
 POSITIVE = (
   *("data.max_tokens", "train.num_steps", "train.batch_size", "train.log_every"),
@@ -206,6 +208,8 @@ def _check_section(section: Any, schema: Mapping[str, Any], where: str) -> None:
     pick(schema, field, f"field of {where}")
   for field, kind in schema.items():
     if field not in section:
+      if f"{where}.{field}" in OPTIONAL:
+        continue
       raise UserError(f"{where} lacks the field {field!r}")
     if isinstance(kind, dict):
       _check_section(section[field], kind, f"{where}.{field}")
@@ -224,7 +228,7 @@ def _check_type(value: Any, kind: Any, where: str) -> None:
 
 def _check_parts(config: ml_collections.ConfigDict) -> None:
   # Imported here: these bring in jax, which a mistyped flag must not wait for.
-  from medflax import data, evals, models, optim
+  from medflax import data, evals, models, optim, peft
   from medflax.data import documents
 
   parts = {
@@ -244,6 +248,8 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
     for field, spec in fields.items():
       if field not in section and spec.default is spec.default_factory is dataclasses.MISSING:
         raise UserError(f"config.model.{name} lacks the field {field!r}")
+  for name, section in _plain(config).get("peft", {}).items():
+    peft.make(section, f"config.peft.{name}")
   pick(data.DATASETS, config.data.source, "config.data.source")
   for name, entry in config.data.train.items():
     pick(documents.TARGETS, entry.targets, f"config.data.train.{name}.targets")

@@ -14,6 +14,7 @@ import optax
 from flax import struct, traverse_util
 from jaxtyping import Array, Float
 
+from medflax import peft
 from medflax.models.vlm import model_inputs
 
 Flat = Any  # dict[str, leaf]; a tree transformation may put anything in its place
@@ -53,11 +54,18 @@ class TrainState(struct.PyTreeNode):
 def create_state(
   params: Mapping[str, Any], trainable: str, tx: optax.GradientTransformation, *, ema: bool
 ) -> TrainState:
-  """Splits parameters by the regex `trainable` (a full match of `path/to/leaf`)."""
+  """Splits parameters by the regex `trainable` (a full match of `path/to/leaf`).
+
+  The settings of adapters are frozen even where it matches them.
+  """
   flat = traverse_util.flatten_dict(
     params, sep="/", is_leaf=lambda _, x: isinstance(x, nn.meta.AxisMetadata)
   )
-  chosen = {path: leaf for path, leaf in flat.items() if re.fullmatch(trainable, path)}
+  chosen = {
+    path: leaf
+    for path, leaf in flat.items()
+    if re.fullmatch(trainable, path) and not re.fullmatch(peft.SETTINGS, path)
+  }
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     trainable=chosen,

@@ -24,13 +24,14 @@ LAYERS = {
   "checkpoint": ("utils",),
   "workdir": ("config", "utils"),
   "optim": ("utils",),
+  "peft": ("utils",),
   "data": ("utils",),
   "data.pipeline": ("data", "utils"),
   "models": ("utils",),
   "pretrained": ("utils",),
   "inference": ("models", "utils"),
   "evals": ("data", "data.pipeline", "inference", "metrics", "models", "parallel", "utils"),
-  "train_step": ("models", "utils"),
+  "train_step": ("models", "peft", "utils"),
   "summary": ("parallel", "train_step"),
   "build": (
     "data",
@@ -38,6 +39,7 @@ LAYERS = {
     "models",
     "optim",
     "parallel",
+    "peft",
     "pretrained",
     "train_step",
     "utils",
@@ -50,13 +52,15 @@ LAYERS = {
   "main": ("config", "trainer", "utils"),
 }
 # What may be imported inside a function alone, when the cheap checks are done.
-DEFERRED = {"config": ("data", "evals", "models", "optim")}
+DEFERRED = {"config": ("data", "evals", "models", "optim", "peft")}
 # A package that only one module may import, and packages that a part may not import.
 ONLY = {"orbax": "medflax.checkpoint"}
 NEVER = {
   "data": {"jax", "jaxlib", "flax", "optax"},  # grain's workers import these modules again
   "config": {"jax", "jaxlib", "flax"},  # a mistyped flag is told at once
 }
+# Extras, which are imported inside the function that needs them.
+OPTIONAL = {"gguf"}
 # Where an import is named otherwise than its distribution.
 DISTRIBUTIONS = {
   "PIL": "pillow",
@@ -205,5 +209,5 @@ def test_dependencies_are_those_imported():
     for name, path in modules().items()
     for target, _ in imports(path.read_text(), name)
   }
-  imported = top - set(sys.stdlib_module_names) - {"medflax", "__future__"}
+  imported = top - set(sys.stdlib_module_names) - {"medflax", "__future__"} - OPTIONAL
   assert {DISTRIBUTIONS.get(name, name) for name in imported} == declared

@@ -5,14 +5,26 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from medflax.models.connectors.mapper import MLPMapper, TransformerMapper
 from medflax.models.connectors.perceiver import PerceiverResampler
+from medflax.models.connectors.projector import MLPProjector, PooledProjection
+from medflax.models.connectors.query_decoder import QueryDecoder
 from medflax.models.fusion.gated_xattn import GatedXattn
 from medflax.models.language.decoder import Decoder
+from medflax.models.vision.resnet import ModifiedResNet
+from medflax.models.vision.swin import Swin
 from medflax.models.vision.vit import ViT
 from medflax.models.vlm import VLM, model_inputs
 
-VISION_TOWERS = {"vit": ViT}
-CONNECTORS = {"perceiver": PerceiverResampler}
+VISION_TOWERS = {"vit": ViT, "modified_resnet": ModifiedResNet, "swin": Swin}
+CONNECTORS = {
+  "perceiver": PerceiverResampler,
+  "query_decoder": QueryDecoder,
+  "mlp": MLPProjector,
+  "pooled": PooledProjection,
+  "mlp_mapper": MLPMapper,
+  "transformer_mapper": TransformerMapper,
+}
 FUSIONS = {"gated_xattn": GatedXattn}
 LANGUAGE_MODELS = {"decoder": Decoder}
 

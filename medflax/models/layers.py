@@ -10,7 +10,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
+
+from medflax.models.dense import Dense
 
 Dtype = Any
 
@@ -18,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
   "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
+  "relu": jax.nn.relu,
   "silu": jax.nn.silu,
 }
 
@@ -50,7 +53,7 @@ def dense(
   use_bias: bool = False,
   init_scale: float = 1.0,
   dtype: Dtype = jnp.float32,
-) -> nn.DenseGeneral:
+) -> Dense:
   """A linear map over the last `num_inputs` axes with named weight axes.
 
   Args:
@@ -59,7 +62,7 @@ def dense(
     init_scale: factor on the standard deviation of the initial kernel, 1 / √(fan in).
   """
   init = nn.initializers.variance_scaling(init_scale**2, "fan_in", "truncated_normal")
-  return nn.DenseGeneral(
+  return Dense(
     features,
     axis=tuple(range(-num_inputs, 0)),
     use_bias=use_bias,
@@ -70,11 +73,14 @@ def dense(
   )
 
 
-def layer_norm(*, name: str, epsilon: float = 1e-5, dtype: Dtype = jnp.float32) -> nn.LayerNorm:
-  """LayerNorm with scale and bias; statistics in float32."""
+def layer_norm(
+  *, name: str, epsilon: float = 1e-5, dtype: Dtype = jnp.float32, use_bias: bool = True
+) -> nn.LayerNorm:
+  """LayerNorm with scale and, if asked, bias; statistics in float32."""
   return nn.LayerNorm(
     epsilon=epsilon,
     dtype=dtype,
+    use_bias=use_bias,
     scale_init=param_init(nn.initializers.ones, "norm"),
     bias_init=param_init(nn.initializers.zeros, "norm"),
     name=name,
@@ -86,6 +92,19 @@ def rms_norm(*, name: str, epsilon: float, dtype: Dtype = jnp.float32) -> nn.RMS
   return nn.RMSNorm(
     epsilon=epsilon, dtype=dtype, scale_init=param_init(nn.initializers.ones, "norm"), name=name
   )
+
+
+class ZeroRMSNorm(nn.Module):
+  """RMSNorm whose weight is what the scale has more than one (Gemma); statistics in float32."""
+
+  epsilon: float
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    scale = self.param("scale", param_init(nn.initializers.zeros, "norm"), x.shape[-1:])
+    y = nn.RMSNorm(epsilon=self.epsilon, dtype=jnp.float32, use_scale=False, name="rms")(x)
+    return (y * (1 + scale)).astype(self.dtype)
 
 
 class MLP(nn.Module):
@@ -110,27 +129,13 @@ class GatedMLP(nn.Module):
 
   hidden: int
   activation: str = "silu"
+  use_bias: bool = False
   dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    gate = dense(self.hidden, ("embed", "mlp"), name="gate", dtype=self.dtype)(x)
-    up = dense(self.hidden, ("embed", "mlp"), name="up", dtype=self.dtype)(x)
+    options = dict(use_bias=self.use_bias, dtype=self.dtype)
+    gate = dense(self.hidden, ("embed", "mlp"), name="gate", **options)(x)
+    up = dense(self.hidden, ("embed", "mlp"), name="up", **options)(x)
     y = ACTIVATIONS[self.activation](gate) * up
-    return dense(x.shape[-1], ("mlp", "embed"), name="down", dtype=self.dtype)(y)
-
-
-def rotary(
-  x: Float[Array, "b t heads head_dim"], positions: Int[Array, "b t"], theta: float
-) -> Float[Array, "b t heads head_dim"]:
-  """Rotary position embedding in the rotate-half layout (Su et al. 2021; Hugging Face LLaMA).
-
-  Angles are float32 whatever the compute dtype: bfloat16 positions are wrong beyond 256.
-  """
-  half = x.shape[-1] // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions[..., None].astype(jnp.float32) * frequency
-  sin, cos = jnp.sin(angle)[:, :, None], jnp.cos(angle)[:, :, None]
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  out = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-  return out.astype(x.dtype)
+    return dense(x.shape[-1], ("mlp", "embed"), name="down", **options)(y)

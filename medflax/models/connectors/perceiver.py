@@ -54,6 +54,7 @@ class PerceiverResampler(nn.Module):
   """Resamples each media item on its own to `num_latents` tokens of the input's width.
 
   Attributes:
+    out_width: width of a last linear map with bias (RadFM's, to the language model's); 0: none.
     max_frames: size of the frame embedding table, added per frame; 0 for none.
     max_media: size of the media-time embedding table, added by the item's place in the row;
       0 for none. OpenFlamingo's released models use neither.
@@ -66,11 +67,14 @@ class PerceiverResampler(nn.Module):
   mlp_ratio: int = 4
   max_frames: int = 0
   max_media: int = 0
+  out_width: int = 0
   remat: str = "none"
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b m frames v d"]) -> Float[Array, "b m {self.num_latents} d"]:
+  def __call__(
+    self, x: Float[Array, "b m frames v d"]
+  ) -> Float[Array, "b m {self.num_latents} out"]:
     """Raises ValueError when there are more frames or media than their tables hold."""
     b, m, frames, _, width = x.shape
     normal = nn.initializers.normal(1.0)
@@ -93,7 +97,7 @@ class PerceiverResampler(nn.Module):
     stack = nn.scan(
       layers.remat(PerceiverLayer, self.remat),
       variable_axes={"params": 0},
-      split_rngs={"params": True},
+      split_rngs={"params": True, "dropout": True},
       in_axes=nn.broadcast,
       length=self.depth,
       metadata_params={nn.PARTITION_NAME: "layers"},
@@ -102,4 +106,9 @@ class PerceiverResampler(nn.Module):
       latents, x.reshape(b * m, -1, width)
     )
     latents = layers.layer_norm(name="norm", dtype=self.dtype)(latents)
-    return latents.reshape(b, m, self.num_latents, width)
+    if self.out_width:
+      axes = ("vision_embed", "embed")
+      latents = layers.dense(self.out_width, axes, name="out", use_bias=True, dtype=self.dtype)(
+        latents
+      )
+    return latents.reshape(b, m, self.num_latents, -1)

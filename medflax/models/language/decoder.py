@@ -1,89 +1,32 @@
-"""Causal language model in the LLaMA family's form, with places for gated cross-attention.
+"""Causal language model of many families, with places for gated cross-attention.
 
 Layers are scanned in groups of `xattn_every`: the last layer of a group has the gated block
-before it. Keys and values for decoding are explicit arrays, passed in and returned.
+before it. What differs from layer to layer (windows, rotary frequencies) is scanned with them,
+so that compiling takes no longer for a deeper model. Keys and values for decoding are explicit
+arrays, passed in and returned.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from medflax.models import layers
-from medflax.models.attention import dot_product_attention
 from medflax.models.fusion.gated_xattn import GatedXattn
+from medflax.models.language.layer import (
+  NORMS,
+  Cache,
+  Context,
+  DecoderLayer,
+  LayerFields,
+  shared_fields,
+)
+from medflax.models.language.positions import alibi, rope_frequencies
 
-Cache = dict[str, Any]
-
-
-class SelfAttention(nn.Module):
-  """Causal grouped-query attention with rotary positions (LLaMA; Ainslie et al. 2023)."""
-
-  heads: int
-  kv_heads: int
-  head_dim: int
-  rope_theta: float
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, "b t d"],
-    positions: Int[Array, "b t"],
-    mask: Bool[Array, "b t s"],
-    cache: Cache | None,
-    index: Int[Array, ""] | None,
-  ) -> tuple[Float[Array, "b t d"], Cache]:
-    """Attends to x itself, or with `cache` to the cache after writing x at slot `index`."""
-    kv_shape, kv_axes = (self.kv_heads, self.head_dim), ("embed", "kv_heads", "head_dim")
-    query = layers.dense(
-      (self.heads, self.head_dim), ("embed", "heads", "head_dim"), name="query", dtype=self.dtype
-    )(x)
-    key = layers.dense(kv_shape, kv_axes, name="key", dtype=self.dtype)(x)
-    value = layers.dense(kv_shape, kv_axes, name="value", dtype=self.dtype)(x)
-    query = layers.rotary(query, positions, self.rope_theta)
-    key = layers.rotary(key, positions, self.rope_theta)
-    if cache is not None:
-      key = jax.lax.dynamic_update_slice_in_dim(cache["key"], key, index, axis=1)
-      value = jax.lax.dynamic_update_slice_in_dim(cache["value"], value, index, axis=1)
-    y = dot_product_attention(query, key, value, mask)
-    y = layers.dense(
-      x.shape[-1], ("heads", "head_dim", "embed"), name="out", num_inputs=2, dtype=self.dtype
-    )(y)
-    return y, {"key": key, "value": value}
-
-
-class DecoderLayer(nn.Module):
-  """Pre-norm block: RMSNorm → attention → RMSNorm → SwiGLU."""
-
-  heads: int
-  kv_heads: int
-  head_dim: int
-  mlp_width: int
-  rope_theta: float
-  norm_eps: float
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, "b t d"],
-    positions: Int[Array, "b t"],
-    mask: Bool[Array, "b t s"],
-    cache: Cache | None,
-    index: Int[Array, ""] | None,
-  ) -> tuple[Float[Array, "b t d"], Cache]:
-    attention = SelfAttention(
-      self.heads, self.kv_heads, self.head_dim, self.rope_theta, self.dtype, name="attn"
-    )
-    y = layers.rms_norm(name="attn_norm", epsilon=self.norm_eps, dtype=self.dtype)(x)
-    y, cache = attention(y, positions, mask, cache, index)
-    x = x + y
-    y = layers.rms_norm(name="mlp_norm", epsilon=self.norm_eps, dtype=self.dtype)(x)
-    return x + layers.GatedMLP(self.mlp_width, dtype=self.dtype, name="mlp")(y), cache
+UNBOUNDED = 2**30  # a window that no row fills
 
 
 class DecoderGroup(nn.Module):
@@ -96,15 +39,24 @@ class DecoderGroup(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, cache, positions, mask, media, media_mask, index):
+  def __call__(
+    self,
+    x: Float[Array, "b t d"],
+    own: dict[str, Array],
+    cache: Cache | None,
+    context: Context,
+  ) -> tuple[Float[Array, "b t d"], Cache | None]:
+    """Arrays in `own` have the group's layers first."""
     new_cache = {}
     for i in range(self.size):
       name = f"layer_{i}"
       if self.fusion is not None and i == self.size - 1:
-        x, kept = self.fusion.block(self.dtype)(x, media, media_mask, cache and cache["xattn"])
+        block = self.fusion.block(self.dtype)
+        x, kept = block(x, context.media, context.media_mask, cache and cache["xattn"])
         new_cache["xattn"] = kept
-      layer = DecoderLayer(**self.layer, dtype=self.dtype, name=name)
-      x, new_cache[name] = layer(x, positions, mask, cache and cache[name], index)
+      layer = DecoderLayer(**self.layer, name=name)
+      layers_own = {key: value[i] for key, value in own.items()}
+      x, new_cache[name] = layer(x, context, layers_own, cache and cache[name])
     x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
     if cache is None:
       new_cache = self._grow(new_cache) if self.cache_size else None
@@ -116,12 +68,26 @@ class DecoderGroup(nn.Module):
     return {k: v if k == "xattn" else jax.tree.map(pad, v) for k, v in cache.items()}
 
 
-class Decoder(nn.Module):
-  """LLaMA-style decoder: RMSNorm, rotary positions, SwiGLU, grouped queries.
+class Decoder(LayerFields, kw_only=True):
+  """Decoder-only Transformer. Families are settings; the defaults are LLaMA's.
 
   Attributes:
-    kv_heads: key-value heads, a divisor of `heads`.
     tie_embeddings: the output head is the embedding table.
+    embed_width: of the embedding table, mapped to `width` and back (OPT-350m); 0 for `width`.
+    embed_scale: factor on the embeddings (Gemma, BioGPT: √width).
+    rope_theta: base of rotary positions; 0 for none.
+    rope_local_theta: base in layers with a window (Gemma 3), unscaled; 0 for `rope_theta`.
+    rope_dim: channels of a head that are rotated; 0 for all.
+    rope_scaling: {} or `type` and arguments of a function in `positions.ROPE_SCALINGS`.
+    learned_positions: rows of a position table added to the embeddings; 0 for no table.
+    position_offset: the row of position 0 (OPT, BioGPT: 2).
+    alibi_bias_max: the steepest slope is 2^-(this / heads); 0 for no ALiBi.
+    windows: how many tokens up to itself a token sees in layer i, at i modulo the length; 0 for
+      all, () for all everywhere.
+    inverse_depth_scale: layer i's attention logits are divided by i + 1 (BioMedLM).
+    final_norm: a norm before the head.
+    head_bias: of the head, if it is not tied.
+    logit_softcap: c · tanh(logits / c) bounds the logits (Gemma 2); 0 for never.
     fusion: where media enter by cross-attention, None for text only.
     remat: a name in `layers.REMAT_POLICIES`, applied to each group.
   """
@@ -129,16 +95,23 @@ class Decoder(nn.Module):
   vocab_size: int
   width: int
   depth: int
-  heads: int
-  kv_heads: int
-  mlp_width: int
-  head_dim: int = 0
-  rope_theta: float = 10_000.0
-  norm_eps: float = 1e-6
   tie_embeddings: bool = False
+  embed_width: int = 0
+  embed_scale: float = 1.0
+  rope_theta: float = 10_000.0
+  rope_local_theta: float = 0.0
+  rope_dim: int = 0
+  rope_scaling: Mapping[str, Any] = nn.FrozenDict()
+  learned_positions: int = 0
+  position_offset: int = 0
+  alibi_bias_max: float = 0.0
+  windows: Sequence[int] = ()
+  inverse_depth_scale: bool = False
+  final_norm: bool = True
+  head_bias: bool = False
+  logit_softcap: float = 0.0
   fusion: GatedXattn | None = None
   remat: str = "none"
-  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
@@ -163,45 +136,95 @@ class Decoder(nn.Module):
       last_only: compute logits for the last position alone.
     """
     init = layers.param_init(nn.initializers.normal(0.02), "vocab", "embed")
-    table = self.param("embedding", init, (self.vocab_size, self.width))
-    x = jnp.take(table, tokens, axis=0).astype(self.dtype)
+    table = self.param("embedding", init, (self.vocab_size, self.embed_width or self.width))
+    x = self._embed(table, tokens, positions)
     x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
+    context = self._context(positions, mask, media, media_mask, index)
     size = self.fusion.xattn_every if self.fusion is not None else 1
     groups, tail = divmod(self.depth, size)
-    args = (positions, mask, media, media_mask, index)
-    new_cache = {}
-    stacks = [("groups", groups, size, self.fusion), ("tail", tail, 1, None)]
-    for name, length, group_size, fusion in stacks:
+    own, new_cache = self._own(), {}
+    stacks = [("groups", 0, groups, size, self.fusion), ("tail", groups * size, tail, 1, None)]
+    for name, first, length, group_size, fusion in stacks:
       if length:
-        stack = self._stack(length)(
-          group_size, self._layer(), fusion, cache_size, self.dtype, name=name
-        )
-        x, new_cache[name] = stack(x, cache and cache[name], *args)
-    x = x[:, -1:] if last_only else x
-    x = layers.rms_norm(name="norm", epsilon=self.norm_eps, dtype=self.dtype)(x)
+        layer = shared_fields(self)
+        stack = self._stack(length)(group_size, layer, fusion, cache_size, self.dtype, name=name)
+        grouped = {k: _grouped(a, first, length, group_size) for k, a in own.items()}
+        x, new_cache[name] = stack(x, grouped, cache and cache[name], context)
+    logits = self._logits(table, x[:, -1:] if last_only else x)
+    return logits, new_cache if cache or cache_size else None
+
+  def _embed(
+    self,
+    table: Float[Array, "vocab e"],
+    tokens: Int[Array, "b t"],
+    positions: Int[Array, "b t"],
+  ) -> Float[Array, "b t {self.width}"]:
+    x = jnp.take(table, tokens, axis=0).astype(self.dtype)
+    if self.embed_scale != 1:
+      x = x * jnp.asarray(self.embed_scale, self.dtype)
+    if self.embed_width:
+      x = layers.dense(self.width, ("narrow_embed", "embed"), name="embed_in", dtype=self.dtype)(x)
+    if self.learned_positions:
+      init = layers.param_init(nn.initializers.normal(0.02), "pos", "embed")
+      rows = self.param("positions", init, (self.learned_positions, self.width))
+      x = x + jnp.take(rows, positions + self.position_offset, axis=0).astype(self.dtype)
+    return x
+
+  def _logits(
+    self, table: Float[Array, "vocab e"], x: Float[Array, "b t {self.width}"]
+  ) -> Float[Array, "b t vocab"]:
+    if self.final_norm:
+      x = NORMS[self.norm](name="norm", epsilon=self.norm_eps, dtype=self.dtype)(x)
+    if self.embed_width:
+      axes = ("embed", "narrow_embed")
+      x = layers.dense(self.embed_width, axes, name="embed_out", dtype=self.dtype)(x)
     if self.tie_embeddings:
       logits = jnp.einsum("btd,vd->btv", x, table.astype(self.dtype))
     else:
-      logits = layers.dense(self.vocab_size, ("embed", "vocab"), name="head", dtype=self.dtype)(x)
-    return logits.astype(jnp.float32), new_cache if cache or cache_size else None
+      options = dict(name="head", use_bias=self.head_bias, dtype=self.dtype)
+      logits = layers.dense(self.vocab_size, ("embed", "vocab"), **options)(x)
+    logits = logits.astype(jnp.float32)
+    cap = self.logit_softcap
+    return cap * jnp.tanh(logits / cap) if cap else logits
+
+  def _context(self, positions, mask, media, media_mask, index) -> Context:
+    _, t, s = mask.shape
+    # Within a document slots and positions differ by a constant, so that distances are the same.
+    distance = (0 if index is None else index) + jnp.arange(t)[:, None] - jnp.arange(s)
+    bias = alibi(distance, self.heads, self.alibi_bias_max) if self.alibi_bias_max else None
+    return Context(positions, mask, distance, bias, media, media_mask, index)
+
+  def _own(self) -> dict[str, Array]:
+    """What differs from layer to layer, layers first; see `SelfAttention`."""
+    windows = (tuple(self.windows or (0,)) * self.depth)[: self.depth]
+    own = {}
+    if self.rope_theta:
+      dim = self.rope_dim or self.head_dim or self.width // self.heads
+      everywhere = rope_frequencies(dim, self.rope_theta, self.rope_scaling)
+      local = everywhere
+      if self.rope_local_theta:
+        local = rope_frequencies(dim, self.rope_local_theta)
+      own["frequency"] = jnp.stack([local if window else everywhere for window in windows])
+    if any(windows):
+      own["window"] = jnp.asarray([window or UNBOUNDED for window in windows])
+    if self.inverse_depth_scale:
+      own["query_factor"] = 1 / (1 + jnp.arange(self.depth, dtype=jnp.float32))
+    return own
 
   def _stack(self, length: int) -> Any:
     return nn.scan(
       layers.remat(DecoderGroup, self.remat),
       variable_axes={"params": 0},
-      split_rngs={"params": True},
-      in_axes=(0, *(nn.broadcast,) * 5),
+      split_rngs={"params": True, "dropout": True},
+      in_axes=(0, 0, nn.broadcast),
       out_axes=0,
       length=length,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
 
-  def _layer(self) -> dict[str, Any]:
-    return dict(
-      heads=self.heads,
-      kv_heads=self.kv_heads,
-      head_dim=self.head_dim or self.width // self.heads,
-      mlp_width=self.mlp_width,
-      rope_theta=self.rope_theta,
-      norm_eps=self.norm_eps,
-    )
+
+def _grouped(
+  a: Shaped[Array, "depth *d"], first: int, groups: int, size: int
+) -> Shaped[Array, "{groups} {size} *d"]:
+  """One layer's entries after the other as groups of `size`, from layer `first` on."""
+  return a[first : first + groups * size].reshape(groups, size, *a.shape[1:])

@@ -14,6 +14,9 @@ from jaxtyping import Array, Float, UInt8
 
 from medflax.models import layers
 from medflax.models.attention import dot_product_attention
+from medflax.models.vision.pixels import prepare
+from medflax.models.vision.pooling import ProbePool
+from medflax.models.vision.positions import resize_table, strided_rows
 
 
 def patchify(x: Float[Array, "b *size c"], patch: Sequence[int]) -> Float[Array, "b patches p"]:
@@ -51,28 +54,45 @@ def fold_depth(
   return (b, out), jnp.concatenate(parts, axis=-1).reshape(b * out, h, w, 3 * c)
 
 
+def _grid(size: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
+  return tuple(s // p for s, p in zip(size, patch, strict=True))
+
+
 class ViTBlock(nn.Module):
-  """Pre-norm Transformer encoder block with biases (Dosovitskiy et al. 2021)."""
+  """Pre-norm Transformer encoder block (Dosovitskiy et al. 2021).
+
+  Attributes:
+    head_dim: width of a head; 0: the block's width / `heads`.
+    qkv_bias: whether queries, keys and values have biases; the rest always does.
+    layer_scale: initial value of a learned factor per channel on both branches (Touvron et al.
+      2021, CaiT; DINOv2); 0: none.
+  """
 
   heads: int
   mlp_width: int
   activation: str
   dtype: Any = jnp.float32
+  head_dim: int = 0
+  qkv_bias: bool = True
+  norm_eps: float = 1e-5
+  layer_scale: float = 0.0
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t d"], _: None) -> tuple[Float[Array, "b t d"], None]:
     width = x.shape[-1]
-    shape, axes = (self.heads, width // self.heads), ("vision_embed", "heads", "head_dim")
-    y = layers.layer_norm(name="attn_norm", dtype=self.dtype)(x)
+    shape = (self.heads, self.head_dim or width // self.heads)
+    axes = ("vision_embed", "heads", "head_dim")
+    y = layers.layer_norm(name="attn_norm", epsilon=self.norm_eps, dtype=self.dtype)(x)
     query, key, value = (
-      layers.dense(shape, axes, name=name, use_bias=True, dtype=self.dtype)(y)
+      layers.dense(shape, axes, name=name, use_bias=self.qkv_bias, dtype=self.dtype)(y)
       for name in ("query", "key", "value")
     )
     y = dot_product_attention(query, key, value)
-    x = x + layers.dense(
+    y = layers.dense(
       width, (*axes[1:], axes[0]), name="out", num_inputs=2, use_bias=True, dtype=self.dtype
     )(y)
-    y = layers.layer_norm(name="mlp_norm", dtype=self.dtype)(x)
+    x = x + self._scaled(y, "attn_scale")
+    y = layers.layer_norm(name="mlp_norm", epsilon=self.norm_eps, dtype=self.dtype)(x)
     mlp = layers.MLP(
       self.mlp_width,
       self.activation,
@@ -81,18 +101,50 @@ class ViTBlock(nn.Module):
       axis="vision_embed",
       name="mlp",
     )
-    return x + mlp(y), None
+    return x + self._scaled(mlp(y), "mlp_scale"), None
+
+  def _scaled(self, y: Float[Array, "b t d"], name: str) -> Float[Array, "b t d"]:
+    if not self.layer_scale:
+      return y
+    init = layers.param_init(nn.initializers.constant(self.layer_scale), "norm")
+    return y * self.param(name, init, y.shape[-1:]).astype(self.dtype)
+
+
+# Which tokens a tower hands on, given how many class tokens stand before the patches.
+OUTPUTS = {
+  "patches": lambda x, classes: x[:, classes:],
+  "tokens": lambda x, classes: x,
+  "class": lambda x, classes: x[:, :1],
+}
 
 
 class ViT(nn.Module):
-  """Patch tokens of a batch of media, class token dropped.
+  """Tokens of a batch of media: the patches', unless `output` says otherwise.
+
+  A published tower is a choice of these fields; `medflax.pretrained.hf_vision` and `open_clip`
+  read them from its config. To take the features of an earlier layer (LLaVA's last but one),
+  leave out the layers after it and the final norm.
 
   Attributes:
-    inputs: for each media kind `{"size": (…), "patch": (…), "channels": c}`.
+    inputs: for each media kind `{"size": (…), "patch": (…), "channels": c}` and, where wanted,
+      "table": the size in pixels that the position table was learned for, if not `size`;
+      "depth": for images, that they are repeated to volumes of so many slices and share the
+      volumes' weights; `patch` and `table` then have three numbers, depth first (RadFM).
     mlp_width: hidden width of each block's MLP.
-    class_token: whether a learned token joins the patches (CLIP); dropped from the output.
+    head_dim, qkv_bias, layer_scale: see `ViTBlock`.
+    norm_eps: epsilon of every LayerNorm.
+    class_token: whether a learned token joins the patches (CLIP).
     pre_norm: LayerNorm before the first block (CLIP's `ln_pre`).
     final_norm: LayerNorm after the last block. OpenFlamingo's towers go without.
+    patch_bias: whether the patch projection has a bias (all but CLIP's).
+    patch_norms: LayerNorms before and after the patch projection (RadFM).
+    positions: "table" (a row a token, bicubically interpolated to other sizes) or "axes" (a
+      table for each axis, concatenated, depth last; sizes below the table's take strided rows;
+      RadFM).
+    output: a name in `OUTPUTS`; "class" is the class token alone.
+    attention_pool: SigLIP's pooling head, which makes one token of the output.
+    projection: width of a final linear map (CLIP's embedding), 0 for none.
+    projection_tanh: gives it a bias and a tanh (the pooler of BERT and ViT).
     stem: output channels of stride-2 3×3 convolutions before the patch projection, each
       followed by `activation`; they make small towers trained from scratch learn far sooner
       (Xiao et al. 2021, Early convolutions help Transformers see better). The patch keeps its
@@ -107,9 +159,20 @@ class ViT(nn.Module):
   mlp_width: int
   inputs: Mapping[str, Mapping[str, Any]]
   activation: str = "gelu"
+  head_dim: int = 0
+  qkv_bias: bool = True
+  layer_scale: float = 0.0
+  norm_eps: float = 1e-5
   class_token: bool = False
   pre_norm: bool = False
   final_norm: bool = True
+  patch_bias: bool = False
+  patch_norms: bool = False
+  positions: str = "table"
+  output: str = "patches"
+  attention_pool: bool = False
+  projection: int = 0
+  projection_tanh: bool = False
   stem: Sequence[int] = ()
   mean: Sequence[float] = (0.5,)
   std: Sequence[float] = (0.5,)
@@ -119,44 +182,98 @@ class ViT(nn.Module):
   @nn.compact
   def __call__(
     self, media: Float[Array, "b *size c"] | UInt8[Array, "b *size c"], kind: str
-  ) -> Float[Array, "b patches {self.width}"]:
+  ) -> Float[Array, "b tokens features"]:
     """Encodes media of one `kind`; uint8 inputs are taken as [0, 255], floats as [0, 1].
 
     Raises:
       ValueError: if the media's shape is not the one configured for its kind.
     """
     spec = self.inputs[kind]
-    expected = (*spec["size"], spec["channels"])
-    if media.shape[1:] != expected:
-      raise ValueError(f"{kind} of shape {media.shape[1:]}; model.tower.inputs says {expected}")
-    x = media.astype(jnp.float32) / (255.0 if media.dtype == jnp.uint8 else 1.0)
-    x = ((x - jnp.asarray(self.mean)) / jnp.asarray(self.std)).astype(self.dtype)
-    x = patchify(*self._stem(x, tuple(spec["patch"]), kind))
-    axes = ("patch", "vision_embed")
-    x = layers.dense(self.width, axes, name=f"patch_{kind}", dtype=self.dtype)(x)
+    x = prepare(media, kind, spec, self.mean, self.std, self.dtype)
+    if depth := spec.get("depth"):
+      x, kind = jnp.repeat(x[:, None], depth, axis=1), "volume"
+    grid = _grid(x.shape[1:-1], spec["patch"])
+    x = self._embedded(patchify(*self._stem(x, tuple(spec["patch"]), kind)), kind)
     small = nn.initializers.normal(0.02)
     if self.class_token:
       token = self.param("class_token", layers.param_init(small, "vision_embed"), (self.width,))
       token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width))
       x = jnp.concatenate([token, x], axis=1)
-    table = self.param(
-      f"position_{kind}", layers.param_init(small, "pos", "vision_embed"), x.shape[1:]
-    )
-    x = x + table.astype(self.dtype)
+    table_size = spec.get("table")
+    learned = _grid(table_size, spec["patch"]) if table_size else grid
+    tables = {"table": self._table, "axes": self._axis_tables}
+    x = x + tables[self.positions](kind, learned, grid).astype(self.dtype)
     if self.pre_norm:
-      x = layers.layer_norm(name="pre_norm", dtype=self.dtype)(x)
+      x = self._norm("pre_norm")(x)
     blocks = nn.scan(
       layers.remat(ViTBlock, self.remat),
       variable_axes={"params": 0},
-      split_rngs={"params": True},
+      split_rngs={"params": True, "dropout": True},
       in_axes=nn.broadcast,
       length=self.depth,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    x, _ = blocks(self.heads, self.mlp_width, self.activation, self.dtype, name="blocks")(x, None)
+    x, _ = blocks(
+      self.heads,
+      self.mlp_width,
+      self.activation,
+      self.dtype,
+      self.head_dim,
+      self.qkv_bias,
+      self.norm_eps,
+      self.layer_scale,
+      name="blocks",
+    )(x, None)
+    return self._head(OUTPUTS[self.output](x, int(self.class_token)))
+
+  def _norm(self, name: str) -> nn.LayerNorm:
+    return layers.layer_norm(name=name, epsilon=self.norm_eps, dtype=self.dtype)
+
+  def _embedded(self, x: Float[Array, "b patches p"], kind: str) -> Float[Array, "b patches d"]:
+    if self.patch_norms:
+      x = self._norm(f"patch_norm_in_{kind}")(x)
+    axes = ("patch", "vision_embed")
+    x = layers.dense(
+      self.width, axes, name=f"patch_{kind}", use_bias=self.patch_bias, dtype=self.dtype
+    )(x)
+    return self._norm(f"patch_norm_out_{kind}")(x) if self.patch_norms else x
+
+  def _table(
+    self, kind: str, learned: Sequence[int], grid: Sequence[int]
+  ) -> Float[Array, "tokens d"]:
+    classes = int(self.class_token)
+    init = layers.param_init(nn.initializers.normal(0.02), "pos", "vision_embed")
+    shape = (math.prod(learned) + classes, self.width)
+    table = self.param(f"position_{kind}", init, shape)
+    if learned == grid:
+      return table
+    return jnp.concatenate([table[:classes], resize_table(table[classes:], learned, grid)])
+
+  def _axis_tables(
+    self, kind: str, learned: Sequence[int], grid: Sequence[int]
+  ) -> Float[Array, "tokens d"]:
+    n = len(grid)
+    init = layers.param_init(nn.initializers.uniform(1.0), "pos", "vision_embed")
+    parts = []
+    for axis in (*range(n)[-2:], *range(n)[:-2]):
+      shape = (learned[axis], self.width // n)
+      table = self.param(f"position_{kind}_{axis}", init, shape)
+      rows = table[strided_rows(learned[axis], grid[axis])]
+      rows = rows.reshape([-1 if i == axis else 1 for i in range(n)] + [shape[1]])
+      parts.append(jnp.broadcast_to(rows, (*grid, shape[1])))
+    return jnp.concatenate(parts, axis=-1).reshape(-1, self.width)
+
+  def _head(self, x: Float[Array, "b tokens d"]) -> Float[Array, "b out features"]:
+    """What follows the blocks, on the tokens that are handed on."""
     if self.final_norm:
-      x = layers.layer_norm(name="final_norm", dtype=self.dtype)(x)
-    return x[:, 1:] if self.class_token else x
+      x = self._norm("final_norm")(x)
+    if self.attention_pool:
+      pool = (self.heads, self.mlp_width, self.activation, self.norm_eps, self.dtype)
+      x = ProbePool(*pool, name="pool")(x)
+    if self.projection:
+      options = dict(name="projection", use_bias=self.projection_tanh, dtype=self.dtype)
+      x = layers.dense(self.projection, ("vision_embed", "embed"), **options)(x)
+    return jnp.tanh(x) if self.projection_tanh else x
 
   def _stem(
     self, x: Float[Array, "b *size c"], patch: tuple[int, ...], kind: str

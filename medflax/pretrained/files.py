@@ -1,0 +1,173 @@
+"""Checkpoint files of every format as a mapping from names to lazily read tensors."""
+
+import functools
+import json
+import math
+import os
+import pathlib
+import struct
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from medflax.pretrained.gguf_files import read_gguf
+from medflax.pretrained.lazy import LazyTensor
+from medflax.pretrained.torch_files import read_torch
+from medflax.utils import UserError, pick
+
+SAFETENSORS_DTYPES = {
+  "BOOL": np.bool_,
+  "U8": np.uint8,
+  "I8": np.int8,
+  "I16": np.int16,
+  "I32": np.int32,
+  "I64": np.int64,
+  "F16": np.float16,
+  "BF16": jnp.bfloat16,
+  "F32": np.float32,
+  "F64": np.float64,
+}
+# What a folder is read from, the first of these that it has.
+IN_FOLDER = (
+  "model.safetensors.index.json",
+  "model.safetensors",
+  "adapter_model.safetensors",
+  "pytorch_model.bin.index.json",
+  "pytorch_model.bin",
+)
+
+
+def open_checkpoint(path: str | os.PathLike) -> dict[str, LazyTensor]:
+  """The tensors of a checkpoint by name; nothing but names and shapes is read until needed.
+
+  Args:
+    path: a `.safetensors`, `.pt`, `.pth`, `.bin` or `.gguf` file, the `.index.json` of a sharded
+      one, or a Hugging Face model folder.
+
+  Raises:
+    UserError: if there is none, or it is damaged or hostile.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    found = [path / name for name in IN_FOLDER if (path / name).exists()]
+    if not found:
+      raise UserError(f"{path}: has none of {', '.join(IN_FOLDER)}")
+    path = found[0]
+  if not path.exists():
+    raise UserError(f"{path}: there is no such file")
+  return pick(READERS, path.suffix, f"kind of checkpoint, {path},")(path)
+
+
+def read_safetensors(path: pathlib.Path) -> dict[str, LazyTensor]:
+  """The tensors of one safetensors file.
+
+  Raises:
+    UserError: if the file is damaged or has numbers that NumPy lacks.
+  """
+  tensors = {}
+  try:
+    with safetensors.safe_open(path, "numpy") as file:
+      for name in file.keys():  # noqa: SIM118 (not a mapping)
+        view = file.get_slice(name)
+        if view.get_dtype() not in SAFETENSORS_DTYPES:
+          raise UserError(f"{path}: {name} has the unsupported dtype {view.get_dtype()}")
+        dtype = np.dtype(SAFETENSORS_DTYPES[view.get_dtype()])
+        read = functools.partial(_read_safetensor, path, name)
+        tensors[name] = LazyTensor(tuple(view.get_shape()), dtype, read)
+  except (safetensors.SafetensorError, OSError, ValueError) as error:
+    if isinstance(error, UserError):
+      raise
+    raise UserError(f"{path}: is not a safetensors file: {error}") from None
+  return tensors
+
+
+def _read_safetensor(path: pathlib.Path, name: str) -> np.ndarray:
+  # Opened anew: pages of a file that stays mapped would add up to the whole checkpoint.
+  with safetensors.safe_open(path, "numpy") as file:
+    return file.get_tensor(name)
+
+
+def read_index(path: pathlib.Path) -> dict[str, LazyTensor]:
+  """The tensors of all shards that a Hugging Face `.index.json` names.
+
+  Raises:
+    UserError: if the index is damaged, or a shard or a tensor in it is missing.
+  """
+  try:
+    weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    shards = sorted(set(weight_map.values()))
+    if any(pathlib.PurePath(name).name != name for name in shards):
+      raise ValueError("shards must lie beside the index")
+  except (ValueError, LookupError, TypeError, AttributeError) as error:
+    raise UserError(f"{path}: is not the index of a sharded checkpoint: {error}") from None
+  opened = {name: open_checkpoint(path.parent / name) for name in shards}
+  if lost := [name for name, shard in weight_map.items() if name not in opened[shard]]:
+    raise UserError(f"{path}: {lost[0]} is not in {weight_map[lost[0]]}, where the index puts it")
+  return {name: opened[shard][name] for name, shard in weight_map.items()}
+
+
+READERS: dict[str, Callable[[pathlib.Path], dict[str, LazyTensor]]] = {
+  ".safetensors": read_safetensors,
+  ".pt": read_torch,
+  ".pth": read_torch,
+  ".bin": read_torch,
+  ".json": read_index,
+  ".gguf": lambda path: read_gguf(path)[1],
+}
+
+
+def write_safetensors(
+  path: str | os.PathLike,
+  specs: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+  pieces: Callable[[str], Iterable[np.ndarray]],
+  metadata: Mapping[str, str] | None = None,
+) -> Iterator[int]:
+  """Writes a safetensors file piece by piece, so that it may exceed the memory.
+
+  The file appears under its name when it is complete.
+
+  Args:
+    specs: shape and dtype of each tensor.
+    pieces: the values of a tensor, cut along its first axis.
+    metadata: kept in the file's header.
+
+  Yields:
+    Bytes written so far, after each piece.
+
+  Raises:
+    ValueError: if the pieces of a tensor do not add up to it.
+  """
+  path = pathlib.Path(path)
+  codes = {np.dtype(dtype): code for code, dtype in SAFETENSORS_DTYPES.items()}
+  # The format wants tensors aligned: widest numbers first, as the reference writer has them.
+  order = sorted(specs, key=lambda name: (-specs[name][1].itemsize, name))
+  header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+  end = 0
+  for name in order:
+    shape, dtype = specs[name]
+    start, end = end, end + math.prod(shape) * dtype.itemsize
+    header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [start, end]}
+  text = json.dumps(header).encode()
+  text += b" " * (-len(text) % 8)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  try:
+    with os.fdopen(handle, "wb") as file:
+      file.write(struct.pack("<Q", len(text)) + text)
+      for name in order:
+        for piece in pieces(name):
+          file.write(np.ascontiguousarray(piece, specs[name][1]).view(np.uint8).data)
+          yield file.tell() - 8 - len(text)
+        if file.tell() != 8 + len(text) + header[name]["data_offsets"][1]:
+          raise ValueError(f"{name}: pieces of another size than {specs[name][0]}")
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+  except BaseException:
+    pathlib.Path(temporary).unlink(missing_ok=True)
+    raise

@@ -1,0 +1,108 @@
+"""BERT, PubMedBERT and RoBERTa of Hugging Face ⇄ `medflax.models.language.encoder`."""
+
+from collections.abc import Mapping as AnyMapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from medflax.pretrained.mapping import Mapping, Tensor
+from medflax.utils import pick
+
+# The names of the masked-token head differ, and so does the row where positions begin.
+FAMILIES = {
+  "bert": dict(
+    position_offset=0,
+    base="bert.",
+    head="cls.predictions.transform.dense",
+    head_norm="cls.predictions.transform.LayerNorm",
+    head_bias="cls.predictions.bias",
+  ),
+  "roberta": dict(
+    position_offset=2,
+    base="roberta.",
+    head="lm_head.dense",
+    head_norm="lm_head.layer_norm",
+    head_bias="lm_head.bias",
+  ),
+}
+# Buffers, tensors that stand there twice, and the next-sentence head.
+IGNORE = r".*position_ids|.*decoder\.(weight|bias)|cls\.seq_relationship\..*"
+
+
+def config_from_hf(hf: AnyMapping[str, Any]) -> dict[str, Any]:
+  """Our language-model section from a `config.json`.
+
+  `architectures` tells which heads there are: a bare model has the pooler, one for masked
+  tokens has that head.
+
+  Raises:
+    UserError: for another model type.
+  """
+  family = pick(FAMILIES, hf["model_type"], "encoder model_type")
+  names = " ".join(hf.get("architectures") or ())
+  masked, both = "MaskedLM" in names, "PreTraining" in names
+  return dict(
+    type="encoder",
+    vocab_size=hf["vocab_size"],
+    width=hf["hidden_size"],
+    depth=hf["num_hidden_layers"],
+    heads=hf["num_attention_heads"],
+    mlp_width=hf["intermediate_size"],
+    max_positions=hf["max_position_embeddings"],
+    position_offset=family["position_offset"],
+    token_types=hf["type_vocab_size"],
+    activation=hf["hidden_act"],
+    norm_eps=hf["layer_norm_eps"],
+    lm_head=masked or both,
+    pooler=not masked,
+  )
+
+
+def positions(seen: Bool[Array, "b t"], position_offset: int) -> Int[Array, "b t"]:
+  """Where tokens stand for the originals: RoBERTa does not count padding, and has it at -1."""
+  places = jnp.cumsum(seen, axis=1) * seen - 1
+  return places if position_offset else jnp.broadcast_to(jnp.arange(seen.shape[1]), seen.shape)
+
+
+def mapping(section: AnyMapping[str, Any]) -> Mapping:
+  """Where each leaf of an `Encoder` with these fields stands in the checkpoint."""
+  [family] = (f for f in FAMILIES.values() if f["position_offset"] == section["position_offset"])
+  base = family["base"] if section["lm_head"] else ""
+  width, depth = section["width"], section["depth"]
+
+  def linear(
+    path: str, key: str, shape: tuple[int, ...] = (), bias: tuple[int, ...] = (), **kwargs
+  ):
+    return {
+      f"{path}/kernel": Tensor(f"{key}.weight", axes=(1, 0), shape=shape, **kwargs),
+      f"{path}/bias": Tensor(f"{key}.bias", shape=bias, **kwargs),
+    }
+
+  def norm(path: str, key: str, **kwargs):
+    return {
+      f"{path}/scale": Tensor(f"{key}.weight", **kwargs),
+      f"{path}/bias": Tensor(f"{key}.bias", **kwargs),
+    }
+
+  stacked, layer = dict(layers=tuple(range(depth))), f"{base}encoder.layer.{{}}."
+  out = {
+    "embedding": Tensor(f"{base}embeddings.word_embeddings.weight"),
+    "position": Tensor(f"{base}embeddings.position_embeddings.weight"),
+    "token_type": Tensor(f"{base}embeddings.token_type_embeddings.weight"),
+    **norm("embedding_norm", f"{base}embeddings.LayerNorm"),
+    **norm("layers/attn_norm", f"{layer}attention.output.LayerNorm", **stacked),
+    **norm("layers/mlp_norm", f"{layer}output.LayerNorm", **stacked),
+    **linear("layers/attn/out", f"{layer}attention.output.dense", (width, width), **stacked),
+    **linear("layers/mlp/wi", f"{layer}intermediate.dense", **stacked),
+    **linear("layers/mlp/wo", f"{layer}output.dense", **stacked),
+  }
+  for name in ("query", "key", "value"):
+    key = f"{layer}attention.self.{name}"
+    out |= linear(f"layers/attn/{name}", key, (width, width), (width,), **stacked)
+  if section["pooler"]:
+    out |= linear("pool", f"{base}pooler.dense")
+  if section["lm_head"]:
+    out |= linear("head", family["head"]) | norm("head_norm", family["head_norm"])
+    out["head_bias"] = Tensor(family["head_bias"])
+  return out

@@ -1,0 +1,32 @@
+"""Tensors that stay in their file until they are asked for."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+  """A tensor of a checkpoint; `np.asarray` reads it, anew each time.
+
+  Attributes:
+    dtype: of what `read` returns.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  read: Callable[[], np.ndarray]
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes in memory once read."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> Shaped[np.ndarray, "..."]:
+    """NumPy's protocol; always a copy of what is in the file."""
+    x = self.read()
+    return x if dtype is None else x.astype(dtype)

@@ -1,0 +1,70 @@
+"""Causal language models of Hugging Face."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medflax.models.attention import causal_mask
+from medflax.models.language.decoder import Decoder
+from medflax.pretrained import hf_decoders
+from tests.golden_cases.base import (
+  Case,
+  Check,
+  Result,
+  abstract_leaves,
+  compare,
+  import_weights,
+  next_token_loss,
+  same_tokens,
+)
+
+
+def decoder(case: Case) -> Iterator[Result]:
+  lm, kind, arrays = hf_decoders.config_from_hf(case.hf), case.hf["model_type"], case.arrays
+  model = Decoder(**{name: value for name, value in lm.items() if name != "type"})
+  one, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2, 2), bool)
+  abstract = abstract_leaves(model, one, one, mask, None, None)
+  ignore = hf_decoders.ignored(kind, lm)
+  params = import_weights(hf_decoders.mapping(kind, lm), abstract, case.weights, ignore)
+
+  @jax.jit
+  def whole(tokens, seen):
+    slots = jnp.arange(tokens.shape[1])
+    positions = jnp.maximum(jnp.cumsum(seen, axis=1) - 1, 0)
+    inside = causal_mask(slots, seen, slots, seen)
+    size = arrays["out.greedy_ids"].shape[1]
+    return model.apply(params, tokens, positions, inside, None, None, cache_size=size)
+
+  @jax.jit
+  def step(token, cache, seen, index):
+    slots, positions = jnp.arange(seen.shape[1]), jnp.cumsum(seen, axis=1) - 1
+    inside = causal_mask(index[None], jnp.ones_like(token), slots, seen)
+    place = jax.lax.dynamic_slice_in_dim(positions, index, 1, axis=1)
+    return model.apply(params, token, place, inside, None, None, cache=cache, index=index)
+
+  ids = arrays["in.ids"]
+  logits, _ = whole(ids, np.ones_like(ids))
+  yield compare("logits", logits, arrays["out.logits"])
+  yield compare("loss", next_token_loss(logits, ids), arrays["out.loss"])
+  for side in ("right", "left"):
+    seen = arrays[f"in.{side}_mask"]
+    logits, cache = whole(arrays[f"in.{side}_ids"], seen)
+    # With positions from the mask, where the peer's forward would count the padding.
+    want = arrays.get(f"out.{side}_logits_maskpos", arrays[f"out.{side}_logits"])
+    yield compare(f"logits, {side}-padded", logits, want, seen > 0)
+  # The left-padded rows go on.
+  new = arrays["out.greedy_ids"].shape[1] - ids.shape[1]
+  seen = np.pad(seen, ((0, 0), (0, new)), constant_values=1)
+  logits, made, scores = logits[:, -1:], [], []
+  for i in range(ids.shape[1], seen.shape[1]):
+    scores.append(logits)
+    made.append(jnp.argmax(logits, axis=-1))
+    logits, cache = step(made[-1], cache, seen, jnp.asarray(i))
+  tokens, logits = np.concatenate(made, axis=1), np.concatenate(scores, axis=1)
+  yield same_tokens(f"{new} greedy tokens, left-padded", tokens, arrays["out.greedy_ids"][:, -new:])
+  yield compare("logits of every step", logits, arrays["out.greedy_scores"])
+
+
+CHECKS: dict[str, Check] = {"hf_decoders": decoder}
