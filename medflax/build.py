@@ -95,7 +95,7 @@ def build(
   if peft.adapters(boxed.frozen) and not peft.adapters(boxed.trainable):
     raise UserError(
       f"config.peft adds weights that config.trainable = {config.trainable!r} leaves untrained; "
-      r"add |.*/(lora|prefix)_.* to it"
+      r"add |.*/(lora_.*|prefix_.*|prompt) to it"
     )
   shardings = sharding.state_shardings(boxed, mesh)
   create = jax.jit(lambda key: nn.unbox(init(key)), out_shardings=shardings)

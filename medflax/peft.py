@@ -15,6 +15,10 @@ checkpoint computes what it computed in training; they are never trained themsel
 leaves stand in the attention module, where `models.language.prefix` finds them:
 
     <attention>/prefix_key, prefix_value   [*stack, length, kv_heads, head_dim]
+
+and a prompt's beside the embedding of a decoder, which puts it before the tokens:
+
+    <decoder>/prompt       [length, width]
 """
 
 import dataclasses
@@ -35,7 +39,7 @@ from medflax.utils import UserError, pick
 Flat = dict[str, Any]  # by path/to/leaf; arrays, or arrays boxed with their logical axis names
 
 MERGED = r".*/lora_(a|b|scale|dropout)"
-LEAVES = rf"{MERGED}|.*/prefix_(key|value)"
+LEAVES = rf"{MERGED}|.*/prefix_(key|value)|.*/prompt"
 SETTINGS = r".*/lora_(scale|dropout)"
 
 
@@ -127,8 +131,40 @@ class Prefix:
     return out
 
 
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """Learned vectors before the tokens of every row (Lester et al. 2021).
+
+  Attributes:
+    target: regex (full match) of the path of a decoder's embedding, `lm/embedding`.
+    length: of the prompt, in tokens.
+  """
+
+  target: str
+  length: int
+
+  def __post_init__(self):
+    _check_regex(self.target)
+    if self.length < 1:
+      raise UserError(f"config.peft: length = {self.length} must be at least 1")
+
+  def init(self, key: Array, flat: Flat) -> Flat:
+    """New leaves for the boxed parameters `flat`, normal as in the peft library.
+
+    Raises:
+      UserError: if the target matches no embedding.
+    """
+    out = {}
+    for i, path in enumerate(_matches(self.target, flat, "/embedding")):
+      width = flat[path].value.shape[-1]
+      value = jax.random.normal(jax.random.fold_in(key, i), (self.length, width))
+      leaf = f"{path.removesuffix('embedding')}prompt"
+      out[leaf] = nn.LogicallyPartitioned(value, (None, flat[path].names[-1]))
+    return out
+
+
 STACKED = "layers"  # the logical name of axes that nn.scan adds
-METHODS = {"lora": LoRA, "prefix": Prefix}
+METHODS = {"lora": LoRA, "prefix": Prefix, "prompt": Prompt}
 
 
 def _check_regex(target: str) -> None:
@@ -190,7 +226,7 @@ def adapters(flat: Flat) -> Flat:
 
 
 def merge(flat: Flat) -> Flat:
-  """Parameters that compute the same without LoRA, each added to its kernel; prefixes stay."""
+  """Parameters that compute the same without LoRA, each added to its kernel; the rest stays."""
   updates = {
     path.removesuffix("lora_a") + "kernel": update(flat, path.removesuffix("lora_a"))
     for path in flat

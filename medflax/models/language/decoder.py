@@ -25,6 +25,7 @@ from medflax.models.language.layer import (
   shared_fields,
 )
 from medflax.models.language.positions import alibi, rope_frequencies
+from medflax.models.language.prompt import with_prompt
 
 UNBOUNDED = 2**30  # a window that no row fills
 
@@ -137,7 +138,14 @@ class Decoder(LayerFields, kw_only=True):
     """
     init = layers.param_init(nn.initializers.normal(0.02), "vocab", "embed")
     table = self.param("embedding", init, (self.vocab_size, self.embed_width or self.width))
-    x = self._embed(table, tokens, positions)
+    prompt = self.get_variable("params", "prompt")  # of medflax.peft, or None
+    if prompt is not None:
+      extra, decoding = prompt.shape[0], cache is not None
+      more = with_prompt(extra, positions, mask, media_mask, decoding=decoding)
+      positions, mask, media_mask = more
+      prompt, index = (None, index + extra) if decoding else (prompt, index)
+      cache_size = cache_size and cache_size + extra
+    x = self._embed(table, tokens, positions, prompt)
     x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
     context = self._context(positions, mask, media, media_mask, index)
     size = self.fusion.xattn_every if self.fusion is not None else 1
@@ -150,18 +158,22 @@ class Decoder(LayerFields, kw_only=True):
         stack = self._stack(length)(group_size, layer, fusion, cache_size, self.dtype, name=name)
         grouped = {k: _grouped(a, first, length, group_size) for k, a in own.items()}
         x, new_cache[name] = stack(x, grouped, cache and cache[name], context)
-    logits = self._logits(table, x[:, -1:] if last_only else x)
+    logits = self._logits(table, x[:, -1:] if last_only else x[:, -tokens.shape[1] :])
     return logits, new_cache if cache or cache_size else None
 
   def _embed(
     self,
     table: Float[Array, "vocab e"],
     tokens: Int[Array, "b t"],
-    positions: Int[Array, "b t"],
-  ) -> Float[Array, "b t {self.width}"]:
+    positions: Int[Array, "b n"],
+    prompt: Float[Array, "p e"] | None,
+  ) -> Float[Array, "b n {self.width}"]:
     x = jnp.take(table, tokens, axis=0).astype(self.dtype)
     if self.embed_scale != 1:
       x = x * jnp.asarray(self.embed_scale, self.dtype)
+    if prompt is not None:
+      rows = jnp.broadcast_to(prompt.astype(self.dtype), (x.shape[0], *prompt.shape))
+      x = jnp.concatenate([rows, x], axis=1)
     if self.embed_width:
       x = layers.dense(self.width, ("narrow_embed", "embed"), name="embed_in", dtype=self.dtype)(x)
     if self.learned_positions:
