@@ -85,8 +85,14 @@ def _tower(config: ConfigDict, image_patch: tuple, volume_patch: tuple = (), **f
   config.model.tower = dict(type="vit", inputs=inputs, **fields)
 
 
+# Images enter through gates that start at zero; where all is learnt from scratch, the language
+# model would long since say the commonest answer before they open.
+OPEN_SOONER = ((".*_gate", 10.0),)
+
+
 def tiny(config: ConfigDict) -> None:
   """Under a million parameters, for CPUs and tests; the tower knows phantoms beforehand."""
+  config.optimizer.lr_multipliers = OPEN_SOONER
   config.init = "phantom_tower.safetensors"  # made by medflax.tools.pretrain_tower
   config.trainable = "lm/.*"  # tower and resampler, made together, stay frozen
   _tower(config, (8, 8), (4, 8, 8), width=64, depth=2, heads=4, mlp_width=128, stem=(32, 64))
@@ -103,7 +109,8 @@ def tiny(config: ConfigDict) -> None:
 def small(config: ConfigDict) -> None:
   """Some ten million parameters, trained from scratch on a workstation."""
   config.data.image_size, config.data.volume_size = (64, 64), (16, 32, 32)
-  _tower(config, (8, 8), (4, 8, 8), width=192, depth=4, heads=6, mlp_width=768)
+  config.optimizer.lr_multipliers = OPEN_SOONER
+  _tower(config, (8, 8), (4, 8, 8), width=192, depth=4, heads=6, mlp_width=768, stem=(32, 64))
   config.model.connector = dict(type="perceiver", num_latents=16, depth=2, heads=6, head_dim=32)
   config.model.fusion = dict(type="gated_xattn", xattn_every=2, heads=6, head_dim=32)
   config.model.lm = dict(
@@ -161,7 +168,6 @@ VARIANTS = {"tiny": tiny, "small": small, "3b": three_b, "9b": nine_b}
 
 def phantom(config: ConfigDict) -> None:
   """Generated images: invented words are bound to findings by the support examples alone."""
-  config.optimizer.lr_multipliers = ((".*_gate", 10.0),)  # zero gates open sooner
   volumes = "volume" in config.model.tower.inputs
   config.data.max_tokens = 128
   config.data.max_media = dict(image=9, volume=1 if volumes else 0)
