@@ -90,13 +90,20 @@ def _tower(config: ConfigDict, image_patch: tuple, volume_patch: tuple = (), **f
 OPEN_SOONER = ((".*_gate", 10.0),)
 
 
-def tiny(config: ConfigDict) -> None:
-  """Under a million parameters, for CPUs and tests; the tower knows phantoms beforehand."""
-  config.optimizer.lr_multipliers = OPEN_SOONER
+def _phantom_tower(config: ConfigDict) -> None:
+  """The shipped tower and resampler, which know phantoms; both stay frozen."""
   config.init = "phantom_tower.safetensors"  # made by medflax.tools.pretrain_tower
-  config.trainable = "lm/.*"  # tower and resampler, made together, stay frozen
+  config.trainable = "lm/.*"
   _tower(config, (8, 8), (4, 8, 8), width=64, depth=2, heads=4, mlp_width=128, stem=(32, 64))
+  config.model.tower.inputs.image.table = (32, 32)  # what it was trained on; others interpolate
+  config.model.tower.inputs.volume.table = (8, 32, 32)
   config.model.connector = dict(type="perceiver", num_latents=4, depth=1, heads=4, head_dim=16)
+
+
+def tiny(config: ConfigDict) -> None:
+  """Under a million parameters, for CPUs and tests."""
+  _phantom_tower(config)
+  config.optimizer.lr_multipliers = OPEN_SOONER
   config.model.fusion = dict(type="gated_xattn", xattn_every=1, heads=4, head_dim=16, mlp_ratio=1)
   config.model.lm = dict(
     type="decoder",
@@ -107,11 +114,10 @@ def tiny(config: ConfigDict) -> None:
 
 
 def small(config: ConfigDict) -> None:
-  """Some ten million parameters, trained from scratch on a workstation."""
+  """Some four million parameters, larger images and volumes: for one's own data."""
   config.data.image_size, config.data.volume_size = (64, 64), (16, 32, 32)
+  _phantom_tower(config)
   config.optimizer.lr_multipliers = OPEN_SOONER
-  _tower(config, (8, 8), (4, 8, 8), width=192, depth=4, heads=6, mlp_width=768, stem=(32, 64))
-  config.model.connector = dict(type="perceiver", num_latents=16, depth=2, heads=6, head_dim=32)
   config.model.fusion = dict(type="gated_xattn", xattn_every=2, heads=6, head_dim=32)
   config.model.lm = dict(
     type="decoder",
@@ -198,8 +204,8 @@ def phantom(config: ConfigDict) -> None:
 
 def folder(config: ConfigDict) -> None:
   """A folder of images with a manifest; see docs/data.md."""
-  if config.init:  # a tower that knows phantoms alone is no start for real images
-    config.init, config.trainable = "", ".*"
+  if config.init:  # a tower that knows phantoms alone is a start, and has to learn the rest
+    config.trainable = ".*"
   config.data.train = dict(vqa=dict(task="vqa", num_shots=(0, 4), weight=1.0, targets="all"))
   config.data.max_media = dict.fromkeys(config.model.tower.inputs, -1)
   config.evals = dict(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping
 
 import flax
@@ -107,18 +108,24 @@ def build(
     tx=tx,
     state=sharding.with_shardings(nn.unbox(boxed), shardings),
     batch=batch,
-    create=lambda seed: _initialised(create(jax.random.key(seed)), config.init),
+    create=lambda seed: _initialised(create(jax.random.key(seed)), config),
   )
 
 
-def _initialised(state: TrainState, path: str) -> TrainState:
-  """The state with the pretrained weights of `config.init` in place."""
-  if not path:
+def _initialised(state: TrainState, config: ml_collections.ConfigDict) -> TrainState:
+  """The state with the pretrained weights of `config.init` in place.
+
+  The file may know kinds of media that the run has no slots for.
+  """
+  if not config.init:
     return state
-  weights = load_weights(path)
-  if unknown := sorted(set(weights) - set(state.trainable | state.frozen)):
+  weights = load_weights(config.init)
+  idle = [kind for kind, slots in config.data.max_media.items() if not slots]
+  unused = re.compile(rf"tower/[a-z]+_({'|'.join(idle)})(_\d+)?(/.*)?")
+  known = state.trainable.keys() | state.frozen.keys()
+  if unknown := sorted(p for p in weights.keys() - known if not unused.fullmatch(p)):
     raise UserError(
-      f"config.init: {path!r} has weights that the model lacks: {', '.join(unknown[:3])}; "
+      f"config.init: {config.init!r} has weights that the model lacks: {', '.join(unknown[:3])}; "
       "match config.model or set config.init to ''"
     )
   return state.replace(
