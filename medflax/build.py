@@ -120,7 +120,7 @@ def _initialised(state: TrainState, config: ml_collections.ConfigDict) -> TrainS
   if not config.init:
     return state
   weights = load_weights(config.init)
-  idle = [kind for kind, slots in config.data.max_media.items() if not slots]
+  idle = [k for k in config.model.tower.inputs if not config.data.max_media.get(k)]
   unused = re.compile(rf"tower/[a-z]+_({'|'.join(idle)})(_\d+)?(/.*)?")
   known = state.trainable.keys() | state.frozen.keys()
   if unknown := sorted(p for p in weights.keys() - known if not unused.fullmatch(p)):

@@ -51,3 +51,12 @@ def test_weights_that_the_model_lacks_are_named(tmp_path):
   config = config_lib.load_config(str(nano.CONFIG), [("init", str(path))])
   with pytest.raises(UserError, match="tower/more"):
     build(config).create(0)
+
+
+def test_weights_for_media_that_a_run_has_none_of_are_left_out():
+  config = config_lib.load_config(str(nano.CONFIG), [("data.max_media", "{'image': 2}")])
+  state = build(config).create(0)
+  named = set(load_weights(config.init))
+  left_out = named - state.frozen.keys()
+  assert named > left_out > {"tower/position_volume", "tower/patch_volume/kernel"}
+  assert all("_volume" in path for path in left_out)
