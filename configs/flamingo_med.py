@@ -196,8 +196,9 @@ def phantom(config: ConfigDict) -> None:
     finding=dict(**fewshot, task="finding", num_shots=(0,), max_new_tokens=6),
   )
   if volumes:
-    config.data.train.finding_3d = entry("finding_3d", 0, 0, 0.4)
-    config.data.train.modality_3d = entry("modality_3d", 0, 0, 0.2)
+    config.data.train.update(
+      finding_3d=entry("finding_3d", 0, 0, 0.4), modality_3d=entry("modality_3d", 0, 0, 0.2)
+    )
     for task in ("finding", "modality"):
       config.evals[f"{task}_3d"] = dict(config.evals[task], task=f"{task}_3d")
 

@@ -122,8 +122,8 @@ def _initialised(state: TrainState, config: ml_collections.ConfigDict) -> TrainS
   weights = load_weights(config.init)
   idle = [k for k in config.model.tower.inputs if not config.data.max_media.get(k)]
   unused = re.compile(rf"tower/[a-z]+_({'|'.join(idle)})(_\d+)?(/.*)?")
-  known = state.trainable.keys() | state.frozen.keys()
-  if unknown := sorted(p for p in weights.keys() - known if not unused.fullmatch(p)):
+  left = set(weights) - set(state.trainable) - set(state.frozen)
+  if unknown := sorted(path for path in left if not unused.fullmatch(path)):
     raise UserError(
       f"config.init: {config.init!r} has weights that the model lacks: {', '.join(unknown[:3])}; "
       "match config.model or set config.init to ''"

@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tqdm
@@ -97,7 +97,9 @@ class FolderDataset:
     self.version = hashlib.sha256(content).hexdigest()[:12]
     self.tasks = (ALL_TASKS, *sorted({row.task for row in self._rows} - {"", ALL_TASKS}))
     counts = [collections.Counter(kind for kind, _ in row.media) for row in self._rows]
-    self.media_per_sample = {kind: max(count[kind] for count in counts) for kind in self._sizes}
+    self.media_per_sample: Mapping[str, int] = {
+      kind: max(count[kind] for count in counts) for kind in self._sizes
+    }
     self.skipped: list[dict[str, Any]] = [dataclasses.asdict(row) for row in bad]
 
   def __getstate__(self) -> dict[str, Any]:

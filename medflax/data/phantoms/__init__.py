@@ -5,7 +5,7 @@ in 2D and, with the suffix `_3d`, in 3D. See docs/phantoms.md. NumPy only.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -96,7 +96,7 @@ class Phantoms:
       raise UserError(f"phantoms need 2 ≤ ways ≤ {most} and seed ≥ 0, got {ways} and {seed}")
     self.image_size, self.volume_size = tuple(image_size), tuple(volume_size)
     self.seed, self.ways = seed, ways
-    self.media_per_sample = {IMAGE: 1, VOLUME: 1}
+    self.media_per_sample: Mapping[str, int] = {IMAGE: 1, VOLUME: 1}
 
   def episodes(
     self, task: str, split: str, num_shots: int | tuple[int, int], num_episodes: int | None = None
