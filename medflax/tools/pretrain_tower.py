@@ -101,7 +101,8 @@ def pretrain(
     return optax.apply_updates(params, updates), opt_state
 
   key = jax.random.key(config.seed)
-  media = {kind: media[:1] for kind, (media, _) in labelled(dataset, "train", range(1)).items()}
+  first = labelled(dataset, "train", range(1))
+  media = {kind: jnp.asarray(media[:1]) for kind, (media, _) in first.items()}
   params = {"model": nn.unbox(model.init(key, media, method="embed_media"))["params"]}
   width = config.model.tower.width
   params |= {kind: probe.init(key, jnp.zeros((1, width)))["params"] for kind in media}
