@@ -27,6 +27,7 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
   "test": [
     "beartype>=0.20",  # checks the jaxtyping annotations
+    "gguf>=0.17",  # writes the files that the tests of the extra read
     "hypothesis>=6.100",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
