@@ -96,13 +96,8 @@ class LoRA:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prefix:
-  """Learned keys and values before the tokens' (Li & Liang 2021), without reparametrisation.
-
-  Attributes:
-    target: regex (full match) of the paths of key kernels, `lm/.*/attn/key/kernel`.
-    length: of the prefix, in tokens.
-  """
+class _Learned:
+  """Something learned, `length` tokens long, that stands before the tokens."""
 
   target: str
   length: int
@@ -111,6 +106,16 @@ class Prefix:
     _check_regex(self.target)
     if self.length < 1:
       raise UserError(f"config.peft: length = {self.length} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix(_Learned):
+  """Learned keys and values before the tokens' (Li & Liang 2021), without reparametrisation.
+
+  Attributes:
+    target: regex (full match) of the paths of key kernels, `lm/.*/attn/key/kernel`.
+    length: of the prefix, in tokens.
+  """
 
   def init(self, key: Array, flat: Flat) -> Flat:
     """New leaves for the boxed parameters `flat`, normal as in the peft library.
@@ -132,21 +137,13 @@ class Prefix:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
+class Prompt(_Learned):
   """Learned vectors before the tokens of every row (Lester et al. 2021).
 
   Attributes:
     target: regex (full match) of the path of a decoder's embedding, `lm/embedding`.
     length: of the prompt, in tokens.
   """
-
-  target: str
-  length: int
-
-  def __post_init__(self):
-    _check_regex(self.target)
-    if self.length < 1:
-      raise UserError(f"config.peft: length = {self.length} must be at least 1")
 
   def init(self, key: Array, flat: Flat) -> Flat:
     """New leaves for the boxed parameters `flat`, normal as in the peft library.

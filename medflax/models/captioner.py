@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from medflax.models import layers
-from medflax.models.language.layer import Cache, Context, DecoderLayer
+from medflax.models.language.layer import Cache, Context, DecoderLayer, bert_fields
 from medflax.models.vision.vit import ViT
 
 
@@ -59,6 +59,7 @@ class TextStack(nn.Module):
     norm = layers.layer_norm(name="embedding_norm", epsilon=self.norm_eps, dtype=self.dtype)
     x = norm(x.astype(self.dtype))
     x = x if visual is None else jnp.concatenate([visual, x], axis=1)
+    fields = bert_fields(self.heads, self.mlp_width, self.activation, self.norm_eps, self.dtype)
     stack = nn.scan(
       layers.remat(CaptionLayer, self.remat),
       variable_axes={"params": 0},
@@ -66,29 +67,13 @@ class TextStack(nn.Module):
       in_axes=(0, nn.broadcast),
       length=self.depth,
       metadata_params={nn.PARTITION_NAME: "layers"},
-    )(**self._layer(), name="layers")
+    )(**fields, name="layers")
     distance = jnp.zeros(mask.shape[1:], jnp.int32)  # no window reads it
     context = Context(positions, mask, distance, None, None, None, index)
     x, new = stack(x, cache, context)
     options = dict(name="head", use_bias=True, dtype=self.dtype)
     logits = layers.dense(self.vocab_size, ("embed", "vocab"), **options)(x)
     return logits.astype(jnp.float32), new
-
-  def _layer(self) -> dict[str, Any]:
-    return dict(
-      heads=self.heads,
-      kv_heads=self.heads,
-      mlp_width=self.mlp_width,
-      norm="layer_norm",
-      norm_eps=self.norm_eps,
-      residual="post",
-      mlp="plain",
-      activation=self.activation,
-      qkv_bias=True,
-      out_bias=True,
-      mlp_bias=True,
-      dtype=self.dtype,
-    )
 
 
 class Captioner(nn.Module):

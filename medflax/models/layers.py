@@ -51,7 +51,6 @@ def dense(
   name: str,
   num_inputs: int = 1,
   use_bias: bool = False,
-  init_scale: float = 1.0,
   dtype: Dtype = jnp.float32,
 ) -> Dense:
   """A linear map over the last `num_inputs` axes with named weight axes.
@@ -59,9 +58,8 @@ def dense(
   Args:
     features: output shape.
     axes: a logical name for each kernel dimension, inputs first.
-    init_scale: factor on the standard deviation of the initial kernel, 1 / √(fan in).
   """
-  init = nn.initializers.variance_scaling(init_scale**2, "fan_in", "truncated_normal")
+  init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
   return Dense(
     features,
     axis=tuple(range(-num_inputs, 0)),

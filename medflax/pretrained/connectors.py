@@ -1,43 +1,16 @@
 """Connectors of published systems ⇄ `medflax.models.connectors`.
 
 Each function says where the leaves of a connector with these fields stand; `width` is that of
-the visual tokens, which a connector's section does not tell.
+the visual tokens, which a connector's section does not tell. The resampler is OpenFlamingo's:
+`open_flamingo.perceiver`.
 """
 
 from collections.abc import Mapping as AnyMapping
 from collections.abc import Sequence
 from typing import Any
 
-from medflax.pretrained.hf_vision import blocks, fused_attention, linear, norm, projection
+from medflax.pretrained.hf_vision import blocks, fused_attention, linear, norm
 from medflax.pretrained.mapping import Mapping, Tensor
-
-
-def perceiver(
-  section: AnyMapping[str, Any], width: int, prefix: str = "perceiver.", out: str = "fc"
-) -> Mapping:
-  """OpenFlamingo's resampler; RadFM's is the same one and then `out`, which stands beside it."""
-  heads_width = section.get("heads", 8) * section.get("head_dim", 64)
-  attn, mlp = f"{prefix}layers.{{}}.0.", f"{prefix}layers.{{}}.1."
-  stacked = dict(layers=tuple(range(section["depth"])))
-  found = {
-    "latents": Tensor(f"{prefix}latents"),
-    **norm("norm", f"{prefix}norm"),
-    **norm("layers/norm_media", f"{attn}norm_media", **stacked),
-    **norm("layers/norm_latents", f"{attn}norm_latents", **stacked),
-    **projection("layers/query", f"{attn}to_q", width, bias=False, **stacked),
-    **linear("layers/out", f"{attn}to_out", bias=False, shape=(width, heads_width), **stacked),
-    **norm("layers/mlp_norm", f"{mlp}0", **stacked),
-    **linear("layers/mlp/wi", f"{mlp}1", bias=False, **stacked),
-    **linear("layers/mlp/wo", f"{mlp}3", bias=False, **stacked),
-  }
-  found |= _halves("layers/", f"{attn}to_kv.weight", width, heads_width, **stacked)
-  if section.get("max_frames"):
-    found["frame_embedding"] = Tensor(f"{prefix}frame_embs")
-  if section.get("max_media"):
-    shape = (section["max_media"], 1, width)
-    found["media_time_embedding"] = Tensor(f"{prefix}media_time_embs", shape=shape)
-  return found | linear("out", out) if section.get("out_width") else found
-
 
 MEDVINT_TD = dict(queries="query_embed.weight", decoder="decoder.", hidden="fc_l1", out="fc_l2")
 MEDVINT_TE = {"queries": "qformer_query", "decoder": "qformer_decoder.", "in": "image_embed.0"}
@@ -111,18 +84,12 @@ def transformer_mapper(section: AnyMapping[str, Any], prefix: str = "clip_projec
   width, layers = section["out_width"], tuple(range(section.get("depth", 8)))
   layer = f"{prefix}transformer.layers.{{}}."
   fields = dict(width=width, qkv_bias=False)
+  both = f"{layer}attn.to_keys_values.weight"  # keys and values stacked in one matrix
+  half = dict(layers=layers, axes=(1, 0), shape=(width, width))
   return {
     **linear("in", f"{prefix}linear"),
     "latents": Tensor(f"{prefix}prefix_const"),
     **blocks(fields, layer, _MAPPER_LAYER, layers),
-    **_halves("blocks/", f"{layer}attn.to_keys_values.weight", width, width, layers=layers),
-  }
-
-
-def _halves(path: str, key: str, width: int, heads_width: int, **kwargs: Any) -> Mapping:
-  """Keys and values stacked in one matrix."""
-  half = dict(axes=(1, 0), shape=(heads_width, width), **kwargs)
-  return {
-    f"{path}key/kernel": Tensor(key, rows=(0, heads_width), **half),
-    f"{path}value/kernel": Tensor(key, rows=(heads_width, 2 * heads_width), **half),
+    "blocks/key/kernel": Tensor(both, rows=(0, width), **half),
+    "blocks/value/kernel": Tensor(both, rows=(width, 2 * width), **half),
   }

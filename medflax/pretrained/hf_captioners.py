@@ -3,7 +3,7 @@
 from collections.abc import Mapping as AnyMapping
 from typing import Any
 
-from medflax.pretrained import hf_vision
+from medflax.pretrained import hf_encoders, hf_vision
 from medflax.pretrained.mapping import Mapping, Tensor
 from medflax.utils import UserError
 
@@ -39,9 +39,7 @@ def config_from_hf(hf: AnyMapping[str, Any]) -> dict[str, Any]:
 def mapping(section: AnyMapping[str, Any]) -> Mapping:
   """Where each leaf of a `Captioner` with these fields stands in the checkpoint."""
   tower = hf_vision.mapping(section["tower"], "git.image_encoder.vision_model.")
-  text, project = section["text"], "git.visual_projection.visual_projection."
-  width, stacked = text["width"], dict(layers=tuple(range(text["depth"])))
-  layer, path = "git.encoder.layer.{}.", "text/layers/"
+  project = "git.visual_projection.visual_projection."
   out = {f"tower/{name}": tensor for name, tensor in tower.items()}
   out |= hf_vision.linear("project", f"{project}0") | hf_vision.norm("project_norm", f"{project}1")
   out |= {
@@ -49,16 +47,8 @@ def mapping(section: AnyMapping[str, Any]) -> Mapping:
     "text/positions": Tensor("git.embeddings.position_embeddings.weight"),
     **hf_vision.norm("text/embedding_norm", "git.embeddings.LayerNorm"),
     **hf_vision.linear("text/head", "output"),
-    **hf_vision.norm(f"{path}attn_norm", f"{layer}attention.output.LayerNorm", **stacked),
-    **hf_vision.norm(f"{path}mlp_norm", f"{layer}output.LayerNorm", **stacked),
-    **hf_vision.linear(f"{path}mlp/wi", f"{layer}intermediate.dense", **stacked),
-    **hf_vision.linear(f"{path}mlp/wo", f"{layer}output.dense", **stacked),
+    **hf_encoders.layers("text/layers/", "git.encoder.layer.{}.", section["text"]),
   }
-  options = dict(shape=(width, width), **stacked)
-  out |= hf_vision.linear(f"{path}attn/out", f"{layer}attention.output.dense", **options)
-  for name in ("query", "key", "value"):
-    key = f"{layer}attention.self.{name}"
-    out |= hf_vision.projection(f"{path}attn/{name}", key, width, **stacked)
   if section["frames"]:
     # [1, 1, width] each: their rows are stacked as layers are
     frames = tuple(range(section["frames"]))

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from medflax.pretrained.hf_vision import linear, norm, projection
 from medflax.pretrained.mapping import Mapping, Tensor
 from medflax.utils import pick
 
@@ -65,41 +66,32 @@ def positions(seen: Bool[Array, "b t"], position_offset: int) -> Int[Array, "b t
   return places if position_offset else jnp.broadcast_to(jnp.arange(seen.shape[1]), seen.shape)
 
 
+def layers(path: str, key: str, section: AnyMapping[str, Any]) -> Mapping:
+  """BERT's layers, of `section["width"]` and `section["depth"]`; GIT names its own so as well."""
+  width, stacked = section["width"], dict(layers=tuple(range(section["depth"])))
+  out = {
+    **norm(f"{path}attn_norm", f"{key}attention.output.LayerNorm", **stacked),
+    **norm(f"{path}mlp_norm", f"{key}output.LayerNorm", **stacked),
+    **linear(f"{path}attn/out", f"{key}attention.output.dense", shape=(width, width), **stacked),
+    **linear(f"{path}mlp/wi", f"{key}intermediate.dense", **stacked),
+    **linear(f"{path}mlp/wo", f"{key}output.dense", **stacked),
+  }
+  for name in ("query", "key", "value"):
+    out |= projection(f"{path}attn/{name}", f"{key}attention.self.{name}", width, **stacked)
+  return out
+
+
 def mapping(section: AnyMapping[str, Any]) -> Mapping:
   """Where each leaf of an `Encoder` with these fields stands in the checkpoint."""
   [family] = (f for f in FAMILIES.values() if f["position_offset"] == section["position_offset"])
   base = family["base"] if section["lm_head"] else ""
-  width, depth = section["width"], section["depth"]
-
-  def linear(
-    path: str, key: str, shape: tuple[int, ...] = (), bias: tuple[int, ...] = (), **kwargs
-  ):
-    return {
-      f"{path}/kernel": Tensor(f"{key}.weight", axes=(1, 0), shape=shape, **kwargs),
-      f"{path}/bias": Tensor(f"{key}.bias", shape=bias, **kwargs),
-    }
-
-  def norm(path: str, key: str, **kwargs):
-    return {
-      f"{path}/scale": Tensor(f"{key}.weight", **kwargs),
-      f"{path}/bias": Tensor(f"{key}.bias", **kwargs),
-    }
-
-  stacked, layer = dict(layers=tuple(range(depth))), f"{base}encoder.layer.{{}}."
   out = {
     "embedding": Tensor(f"{base}embeddings.word_embeddings.weight"),
     "position": Tensor(f"{base}embeddings.position_embeddings.weight"),
     "token_type": Tensor(f"{base}embeddings.token_type_embeddings.weight"),
     **norm("embedding_norm", f"{base}embeddings.LayerNorm"),
-    **norm("layers/attn_norm", f"{layer}attention.output.LayerNorm", **stacked),
-    **norm("layers/mlp_norm", f"{layer}output.LayerNorm", **stacked),
-    **linear("layers/attn/out", f"{layer}attention.output.dense", (width, width), **stacked),
-    **linear("layers/mlp/wi", f"{layer}intermediate.dense", **stacked),
-    **linear("layers/mlp/wo", f"{layer}output.dense", **stacked),
+    **layers("layers/", f"{base}encoder.layer.{{}}.", section),
   }
-  for name in ("query", "key", "value"):
-    key = f"{layer}attention.self.{name}"
-    out |= linear(f"layers/attn/{name}", key, (width, width), (width,), **stacked)
   if section["pooler"]:
     out |= linear("pool", f"{base}pooler.dense")
   if section["lm_head"]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from medflax.pretrained import hf_decoders
+from medflax.pretrained.hf_vision import linear, norm
 from medflax.pretrained.lazy import LazyTensor
 from medflax.pretrained.mapping import Mapping, Tensor
 from medflax.utils import UserError
@@ -78,7 +79,7 @@ def mapping(model_type: str, section: AnyMapping[str, Any]) -> Mapping:
   gated = tuple(range(every - 1, lm["depth"], every))
   block = f"{LANGUAGE}{layer}gated_cross_attn_layer."
   parts = {
-    "connector/": perceiver(section["connector"], "perceiver."),
+    "connector/": perceiver(section["connector"]),
     "lm/groups/xattn/": gated_xattn(section["fusion"], block, gated),
     "lm/": {
       path: dataclasses.replace(tensor, key=wrapped(tensor.key, layer))
@@ -100,24 +101,30 @@ def wrapped(key: str, layer: str) -> str:
   return f"{LANGUAGE}{inner[0]}decoder_layer.{key[inner.end() :]}" if inner else LANGUAGE + key
 
 
-def perceiver(section: AnyMapping[str, Any], prefix: str) -> Mapping:
-  """Where each leaf of a `PerceiverResampler` stands."""
+def perceiver(
+  section: AnyMapping[str, Any], prefix: str = "perceiver.", out: str = "fc"
+) -> Mapping:
+  """Where each leaf of a `PerceiverResampler` stands.
+
+  RadFM's is the same one, and then the linear map `out`, which stands beside it.
+  """
   attention, mlp = f"{prefix}layers.{{}}.0.", f"{prefix}layers.{{}}.1."
-  layers, inner = tuple(range(section["depth"])), section["heads"] * section["head_dim"]
-  out = {
+  layers = tuple(range(section["depth"]))
+  inner = section.get("heads", 8) * section.get("head_dim", 64)
+  found = {
     "latents": Tensor(f"{prefix}latents"),
-    **_norm("norm", f"{prefix}norm", ()),
-    **_norm("layers/norm_media", f"{attention}norm_media", layers),
-    **_norm("layers/norm_latents", f"{attention}norm_latents", layers),
+    **norm("norm", f"{prefix}norm"),
+    **norm("layers/norm_media", f"{attention}norm_media", layers=layers),
+    **norm("layers/norm_latents", f"{attention}norm_latents", layers=layers),
     **_attention("layers/", attention, inner, layers),
     **_mlp("layers/", mlp, layers),
   }
   if section.get("max_frames"):
-    out["frame_embedding"] = Tensor(f"{prefix}frame_embs")
+    found["frame_embedding"] = Tensor(f"{prefix}frame_embs")
   if section.get("max_media"):
     shape = (section["max_media"], 1, -1)
-    out["media_time_embedding"] = Tensor(f"{prefix}media_time_embs", shape=shape)
-  return out
+    found["media_time_embedding"] = Tensor(f"{prefix}media_time_embs", shape=shape)
+  return found | linear("out", out) if section.get("out_width") else found
 
 
 def gated_xattn(section: AnyMapping[str, Any], prefix: str, layers: tuple[int, ...]) -> Mapping:
@@ -126,15 +133,10 @@ def gated_xattn(section: AnyMapping[str, Any], prefix: str, layers: tuple[int, .
   return {
     "attn_gate": Tensor(f"{prefix}attn_gate", layers),
     "mlp_gate": Tensor(f"{prefix}ff_gate", layers),
-    **_norm("attn_norm", f"{prefix}attn.norm", layers),
+    **norm("attn_norm", f"{prefix}attn.norm", layers=layers),
     **_attention("", f"{prefix}attn.", inner, layers),
     **_mlp("", f"{prefix}ff.", layers),
   }
-
-
-def _norm(path: str, key: str, layers: tuple[int, ...]) -> Mapping:
-  ours = {"scale": "weight", "bias": "bias"}
-  return {f"{path}/{leaf}": Tensor(f"{key}.{name}", layers) for leaf, name in ours.items()}
 
 
 def _attention(path: str, key: str, inner: int, layers: tuple[int, ...]) -> Mapping:
@@ -149,7 +151,7 @@ def _attention(path: str, key: str, inner: int, layers: tuple[int, ...]) -> Mapp
 
 def _mlp(path: str, key: str, layers: tuple[int, ...]) -> Mapping:
   return {
-    **_norm(f"{path}mlp_norm", f"{key}0", layers),
+    **norm(f"{path}mlp_norm", f"{key}0", layers=layers),
     f"{path}mlp/wi/kernel": Tensor(f"{key}1.weight", layers, axes=(1, 0)),
     f"{path}mlp/wo/kernel": Tensor(f"{key}3.weight", layers, axes=(1, 0)),
   }

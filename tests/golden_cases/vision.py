@@ -9,7 +9,13 @@ import numpy as np
 from flax import traverse_util
 
 from medflax.models import CONNECTORS, VISION_TOWERS
-from medflax.pretrained import connectors, hf_swin, hf_vision, open_clip, radfm_vision
+from medflax.pretrained import (
+  hf_swin,
+  hf_vision,
+  open_clip,
+  open_flamingo,
+  radfm_vision,
+)
 from tests.golden_cases.base import Case, Check, Result, abstract_leaves, compare, import_weights
 
 AS_IS = dict(mean=(0.0,), std=(1.0,))  # golden pixels are normalised
@@ -150,7 +156,7 @@ def radfm_connector(case: Case) -> Iterator[Result]:
   section = dict(type="perceiver", head_dim=config["dim_head"], **fields)
   for name, out_width in (("perceiver", 0), ("fc", config["out"])):
     section["out_width"] = out_width
-    table = connectors.perceiver(section, config["dim"])
+    table = open_flamingo.perceiver(section)
     yield compare(
       name, connect(section, table, case.weights, r"fc\..*", x), case.arrays[f"out.{name}"]
     )

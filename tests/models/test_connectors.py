@@ -6,7 +6,7 @@ from flax import traverse_util
 
 from medflax.models import CONNECTORS
 from medflax.models.vision.vit import ViTBlock
-from medflax.pretrained import connectors, hf_vision, open_clip
+from medflax.pretrained import connectors, hf_vision, open_clip, open_flamingo
 from medflax.pretrained.mapping import to_ours, to_theirs
 from tests.golden_cases import vision
 from tests.golden_cases.base import Case, abstract_leaves, compare, import_weights
@@ -67,7 +67,7 @@ def test_the_published_sizes(name, fields, width, count):
 
 
 TABLES = {
-  "perceiver": lambda section: connectors.perceiver(section, 8),
+  "perceiver": open_flamingo.perceiver,
   "query_decoder": lambda section: connectors.query_decoder(section, 8, MEDVINT),
   "mlp": lambda section: connectors.mlp_projector(connectors.LLAVA),
   "pooled": lambda section: connectors.pooled_projection(),
@@ -127,7 +127,7 @@ def test_parity_with_openflamingos_resampler(golden, variant):
     max_frames=config.get("max_num_frames", 0),
     max_media=config.get("max_num_media", 0),
   )
-  table = connectors.perceiver(section, theirs["latents"].shape[1], prefix="")
+  table = open_flamingo.perceiver(section, prefix="")
   case = next(name.removeprefix("in.") for name in arrays if name.startswith("in."))
   x = jnp.asarray(arrays[f"in.{case}"])
   agrees(connect(section, table, theirs, "", x), arrays[f"out.y_{case}"])

@@ -22,7 +22,6 @@ class GatedCrossAttention(nn.Module):
   heads: int
   head_dim: int
   mlp_ratio: int
-  out_scale: float = 1.0
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -66,9 +65,7 @@ class GatedCrossAttention(nn.Module):
     mask = jnp.repeat(mask, cache["key"].shape[1] // mask.shape[2], axis=2)
     y = dot_product_attention(query, cache["key"], cache["value"], mask)
     out = (*axes[1:], axes[0])
-    return layers.dense(
-      x.shape[-1], out, name="out", num_inputs=2, init_scale=self.out_scale, dtype=self.dtype
-    )(y)
+    return layers.dense(x.shape[-1], out, name="out", num_inputs=2, dtype=self.dtype)(y)
 
   def _gate(self, name: str) -> Float[Array, "1"]:
     gate = self.param(name, layers.param_init(nn.initializers.zeros, None), (1,))
@@ -77,21 +74,13 @@ class GatedCrossAttention(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class GatedXattn:
-  """Fusion part: a gated block before decoder layer i (from 0) iff (i + 1) % xattn_every == 0.
-
-  Attributes:
-    out_scale: standard deviation of the initial output weights, relative to a linear layer's.
-      Attention averages media to a faint signal; from scratch, a louder one is learnt sooner.
-  """
+  """Fusion part: a gated block before decoder layer i (from 0) iff (i + 1) % xattn_every == 0."""
 
   xattn_every: int
   heads: int = 8
   head_dim: int = 64
   mlp_ratio: int = 4
-  out_scale: float = 1.0
 
   def block(self, dtype: Any) -> GatedCrossAttention:
     """One gated block, to be made inside the decoder's scanned group."""
-    return GatedCrossAttention(
-      self.heads, self.head_dim, self.mlp_ratio, self.out_scale, dtype, name="xattn"
-    )
+    return GatedCrossAttention(self.heads, self.head_dim, self.mlp_ratio, dtype, name="xattn")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from medflax.models import layers
-from medflax.models.language.layer import Context, DecoderLayer
+from medflax.models.language.layer import Context, DecoderLayer, bert_fields
 
 
 class EncoderLayer(DecoderLayer):
@@ -74,6 +74,7 @@ class Encoder(nn.Module):
     small = layers.param_init(nn.initializers.normal(0.02), "vocab", "embed")
     table = self.param("embedding", small, (self.vocab_size, self.width))
     x = self._embed(table, tokens, positions, token_types)
+    fields = bert_fields(self.heads, self.mlp_width, self.activation, self.norm_eps, self.dtype)
     blocks = nn.scan(
       layers.remat(EncoderLayer, self.remat),
       variable_axes={"params": 0},
@@ -84,7 +85,7 @@ class Encoder(nn.Module):
     )
     distance = jnp.zeros(mask.shape[1:], jnp.int32)  # tokens see each other however far apart
     context = Context(positions, mask, distance, None, None, None, None)
-    y, states = blocks(**self._layer(), name="layers")(x, context)
+    y, states = blocks(**fields, name="layers")(x, context)
     out = {"hidden": jnp.concatenate([x[None], states])}
     if self.lm_head:
       out["logits"] = self._logits(table, y)
@@ -115,22 +116,6 @@ class Encoder(nn.Module):
     logits = jnp.einsum("btd,vd->btv", self._norm("head_norm")(x), table.astype(self.dtype))
     zeros = layers.param_init(nn.initializers.zeros, "vocab")
     return logits.astype(jnp.float32) + self.param("head_bias", zeros, (self.vocab_size,))
-
-  def _layer(self) -> dict[str, Any]:
-    return dict(
-      heads=self.heads,
-      kv_heads=self.heads,
-      mlp_width=self.mlp_width,
-      norm="layer_norm",
-      norm_eps=self.norm_eps,
-      residual="post",
-      mlp="plain",
-      activation=self.activation,
-      qkv_bias=True,
-      out_bias=True,
-      mlp_bias=True,
-      dtype=self.dtype,
-    )
 
   def _norm(self, name: str) -> nn.LayerNorm:
     return layers.layer_norm(name=name, epsilon=self.norm_eps, dtype=self.dtype)

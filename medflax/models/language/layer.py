@@ -95,6 +95,26 @@ def shared_fields(module: LayerFields) -> dict[str, Any]:
   return {name: getattr(module, name) for name in names if name not in ("parent", "name")}
 
 
+def bert_fields(
+  heads: int, mlp_width: int, activation: str, norm_eps: float, dtype: Any
+) -> dict[str, Any]:
+  """`LayerFields` of BERT's layer: LayerNorm behind each part, a plain MLP, biases everywhere."""
+  return dict(
+    heads=heads,
+    kv_heads=heads,
+    mlp_width=mlp_width,
+    norm="layer_norm",
+    norm_eps=norm_eps,
+    residual="post",
+    mlp="plain",
+    activation=activation,
+    qkv_bias=True,
+    out_bias=True,
+    mlp_bias=True,
+    dtype=dtype,
+  )
+
+
 class SelfAttention(LayerFields):
   """Causal attention with grouped queries (Ainslie et al. 2023)."""
 
