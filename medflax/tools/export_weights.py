@@ -17,10 +17,11 @@ import safetensors
 import tqdm
 
 from medflax.pretrained import load_weights
+from medflax.pretrained.checkpoint import read_json
 from medflax.pretrained.files import write_safetensors
 from medflax.pretrained.lazy import LazyTensor
 from medflax.pretrained.mapping import Tensor, split, their_shape, to_theirs
-from medflax.pretrained.sources import read_json, table
+from medflax.pretrained.sources import table
 from medflax.tools.import_weights import ORIGIN, WEIGHTS
 from medflax.utils import UserError, write_atomic
 

@@ -27,9 +27,10 @@ from flax import traverse_util
 from medflax.models import LANGUAGE_MODELS, VISION_TOWERS, build_model
 from medflax.models.fusion.gated_xattn import GatedXattn
 from medflax.models.language.encoder import Encoder
+from medflax.pretrained.checkpoint import Checkpoint, Options
 from medflax.pretrained.files import write_safetensors
 from medflax.pretrained.mapping import check, pieces
-from medflax.pretrained.sources import SOURCES, Checkpoint, Options
+from medflax.pretrained.sources import SOURCES
 from medflax.utils import UserError, pick, write_atomic
 
 WEIGHTS, CONFIG, ORIGIN = "weights.safetensors", "config.json", "origin.json"
@@ -144,7 +145,7 @@ def main(argv: Sequence[str]) -> int:
   flags = parser.parse_args(argv)
   options = Options(lm=flags.lm, vision=flags.vision, xattn_every=flags.xattn_every)
   try:
-    checkpoint = pick(SOURCES, flags.source, "source")(flags.path, options)
+    checkpoint = pick(SOURCES, flags.source, "source").open(flags.path, options)
     import_weights(checkpoint, flags.to, flags.dtype)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
