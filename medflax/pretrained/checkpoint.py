@@ -34,6 +34,8 @@ class Checkpoint:
     tensors: by foreign name.
     ignore: regex of the foreign names that have no place in the model.
     origin: what `tools.export_weights` needs to write it back; `source` is a name in `SOURCES`.
+    beside: what the leaves depend on beside the sections, arguments of `leaves.abstract_leaves`.
+    tokenizer: a Hugging Face tokenizer folder's files by name; none if the checkpoint has none.
   """
 
   sections: dict[str, dict[str, Any]]
@@ -41,6 +43,8 @@ class Checkpoint:
   tensors: dict[str, LazyTensor]
   ignore: str
   origin: dict[str, Any]
+  beside: dict[str, int] = dataclasses.field(default_factory=dict)
+  tokenizer: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
 
 def under(part: str, mapping: Mapping) -> Mapping:

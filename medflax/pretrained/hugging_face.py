@@ -1,78 +1,177 @@
-"""Hugging Face's folders of one part: a causal language model, an encoder or a vision tower."""
+"""Hugging Face's folders of one part: language models, encoders, vision towers, captioners."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from collections.abc import Mapping as AnyMapping
 from typing import Any
 
-from medflax.pretrained import hf_decoders, hf_encoders, hf_vision
+from medflax.pretrained import (
+  hf_captioners,
+  hf_decoders,
+  hf_encoder_decoders,
+  hf_encoders,
+  hf_swin,
+  hf_vision,
+)
 from medflax.pretrained.checkpoint import Checkpoint, Options, read_json, under
 from medflax.pretrained.files import open_checkpoint
 from medflax.pretrained.gguf_files import read_gguf
+from medflax.pretrained.gguf_tokenizer import tokenizer_files
+from medflax.pretrained.lazy import LazyTensor
 from medflax.pretrained.mapping import Mapping
 from medflax.utils import pick
 
-Family = tuple[str, dict[str, Any], Mapping, str]  # part, section, its table, what is ignored
+# What a folder's tokenizer is made of.
+TOKENIZER_FILES = (
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "tokenizer.model",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.json",
+  "merges.txt",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """Where a config.json's model belongs.
+
+  Attributes:
+    part, section: of `config.model`.
+    mapping: our paths within the part.
+    ignore: regex of the foreign names that have no place.
+    base: before the names of the base model in files of the whole, absent from files of it alone.
+    beside: see `Checkpoint`.
+  """
+
+  part: str
+  section: dict[str, Any]
+  mapping: Mapping
+  ignore: str
+  base: str = ""
+  beside: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def open_folder(path: pathlib.Path, options: Options) -> Checkpoint:
   """A folder with a config.json."""
   hf = read_json(path / "config.json")
-  family = pick(FAMILIES, _model_type(hf), f"model_type of {path / 'config.json'}:")
-  part, section, mapping, ignore = family(hf, options)
-  tensors = open_checkpoint(path)
-  return Checkpoint({part: section}, under(part, mapping), tensors, ignore, _origin(hf, options))
+  files = [path / name for name in TOKENIZER_FILES if (path / name).is_file()]
+  tokenizer = {file.name: file.read_bytes() for file in files}
+  fit = _fit(hf, options, str(path / "config.json"))
+  return _checkpoint(hf, fit, open_checkpoint(path), tokenizer)
 
 
 def open_gguf(path: pathlib.Path, options: Options) -> Checkpoint:
   """A causal language model of llama.cpp's, dequantised; it is written back as a folder."""
-  hf, tensors = read_gguf(path)
-  part, section, mapping, ignore = _decoder(hf, options)
-  return Checkpoint({part: section}, under(part, mapping), tensors, ignore, _origin(hf, options))
+  hf, tensors, metadata = read_gguf(path)
+  return _checkpoint(hf, _decoder(hf, options), tensors, tokenizer_files(metadata, str(path)))
 
 
 def open_clip_tower(path: pathlib.Path) -> Checkpoint:
   """CLIP's tower from a folder, without the final norm."""
   hf = read_json(path / "config.json")
   section = hf_vision.config_from_hf(hf) | dict(final_norm=False)
-  mapping, ignore = under("tower", hf_vision.mapping(section)), hf_vision.unused(section)
-  origin = _origin(hf, Options())
-  return Checkpoint({"tower": section}, mapping, open_checkpoint(path), ignore, origin)
+  fit = Fit("tower", section, hf_vision.mapping(section), hf_vision.unused(section))
+  return _checkpoint(hf, fit, open_checkpoint(path), {})
 
 
 def table(origin: AnyMapping[str, Any]) -> Mapping:
   """The table of a folder that was imported."""
-  hf, options = origin["config"], Options(xattn_every=origin.get("xattn_every", 1))
-  part, _, mapping, _ = FAMILIES[_model_type(hf)](hf, options)
-  return under(part, mapping)
+  options = Options(xattn_every=origin.get("xattn_every", 1))
+  fit = _fit(origin["config"], options, "origin.json")
+  return under(fit.part, fit.mapping)
 
 
-def _origin(hf: dict[str, Any], options: Options) -> dict[str, Any]:
-  return dict(source="hugging_face", config=hf, xattn_every=options.xattn_every)
+def _checkpoint(
+  hf: dict[str, Any],
+  fit: Fit,
+  tensors: AnyMapping[str, LazyTensor],
+  tokenizer: dict[str, bytes],
+) -> Checkpoint:
+  return Checkpoint(
+    sections={fit.part: fit.section},
+    mapping=under(fit.part, fit.mapping),
+    tensors=_as_in_table(tensors, fit),
+    ignore=fit.ignore,
+    origin=dict(source="hugging_face", config=hf, **fit.beside),
+    beside=fit.beside,
+    tokenizer=tokenizer,
+  )
 
 
-def _model_type(hf: AnyMapping[str, Any]) -> str:
-  return hf.get("vision_config", hf).get("model_type", "")
+def _fit(hf: dict[str, Any], options: Options, where: str) -> Fit:
+  kind = hf.get("model_type", "")
+  if kind not in FAMILIES:
+    kind = hf.get("vision_config", hf).get("model_type", "")
+  return pick(FAMILIES, kind, f"model_type of {where}:")(hf, options)
 
 
-def _decoder(hf: dict[str, Any], options: Options) -> Family:
-  section, kind = hf_decoders.config_from_hf(hf), hf["model_type"]
-  mapping = hf_decoders.mapping(kind, section, options.xattn_every)
-  return "lm", section, mapping, hf_decoders.ignored(kind, section)
+def _as_in_table(tensors: AnyMapping[str, LazyTensor], fit: Fit) -> dict[str, LazyTensor]:
+  """Tensors by the names of the table: with or without the base's prefix, norms as PyTorch's.
+
+  GPT-2's published files leave it out, those of a ViT that classifies have it; BERT's oldest
+  ones have TensorFlow's names of a norm's weight and bias.
+  """
+  known = {key for tensor in fit.mapping.values() for key in tensor.keys}
+
+  def name(key: str) -> str:
+    new = key.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+      "LayerNorm.beta", "LayerNorm.bias"
+    )
+    others = (new, fit.base + new, new.removeprefix(fit.base))
+    return next((k for k in others if k in known and k not in tensors), key)
+
+  return {name(key): tensor for key, tensor in tensors.items()}
 
 
-def _encoder(hf: dict[str, Any], _: Options) -> Family:
-  section = hf_encoders.config_from_hf(hf)
-  return "lm", section, hf_encoders.mapping(section), hf_encoders.IGNORE
+def _decoder(hf: dict[str, Any], options: Options) -> Fit:
+  section, kind, every = hf_decoders.config_from_hf(hf), hf["model_type"], options.xattn_every
+  mapping, ignore = hf_decoders.mapping(kind, section, every), hf_decoders.ignored(kind, section)
+  base = hf_decoders.NAMES[kind].layer.partition(".")[0] + "."
+  return Fit("lm", section, mapping, ignore, base, dict(xattn_every=every))
 
 
-def _vision(hf: dict[str, Any], _: Options) -> Family:
+def _encoder(hf: dict[str, Any], _: Options) -> Fit:
+  section, base = hf_encoders.config_from_hf(hf), f"{hf['model_type']}."
+  return Fit("lm", section, hf_encoders.mapping(section), hf_encoders.IGNORE, base)
+
+
+def _encoder_decoder(hf: dict[str, Any], _: Options) -> Fit:
+  section, ignore = hf_encoder_decoders.config_from_hf(hf), hf_encoder_decoders.IGNORE
+  values = hf.get("vision_config", {}).get("patch_embed_hidden_size", 768)
+  beside = dict(patch_values=values)
+  return Fit("lm", section, hf_encoder_decoders.mapping(section), ignore, beside=beside)
+
+
+def _vision(hf: dict[str, Any], _: Options) -> Fit:
   section = hf_vision.config_from_hf(hf)
-  return "tower", section, hf_vision.mapping(section), hf_vision.unused(section)
+  base = f"{hf['model_type']}."
+  ignore = _unused(hf_vision.unused(section), base)
+  return Fit("tower", section, hf_vision.mapping(section), ignore, base)
 
 
-FAMILIES: dict[str, Callable[[dict[str, Any], Options], Family]] = {
+def _swin(hf: dict[str, Any], _: Options) -> Fit:
+  section = hf_swin.config_from_hf(hf)
+  ignore = _unused(hf_swin.IGNORE, "swin.")
+  return Fit("tower", section, hf_swin.mapping(section), ignore, "swin.")
+
+
+def _unused(ignore: str, base: str) -> str:
+  return rf"({base})?({ignore})|classifier\..*"
+
+
+def _captioner(hf: dict[str, Any], _: Options) -> Fit:
+  section = hf_captioners.config_from_hf(hf)
+  return Fit("captioner", section, hf_captioners.mapping(section), hf_captioners.IGNORE)
+
+
+FAMILIES: dict[str, Callable[[dict[str, Any], Options], Fit]] = {
   **dict.fromkeys(hf_decoders.FAMILIES, _decoder),
   **dict.fromkeys(hf_encoders.FAMILIES, _encoder),
+  **dict.fromkeys(hf_encoder_decoders.FAMILIES, _encoder_decoder),
   **dict.fromkeys(hf_vision.FAMILIES, _vision),
+  "swin": _swin,
+  "git": _captioner,
 }

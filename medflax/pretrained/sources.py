@@ -29,6 +29,7 @@ SOURCES: dict[str, Source] = {
   "hugging_face": Source(hugging_face.open_folder, hugging_face.table),
   "gguf": Source(hugging_face.open_gguf, hugging_face.table),
   "open_clip": Source(clip_files.open_tower, clip_files.table),
+  "pmc_clip": Source(clip_files.open_pmc_clip, clip_files.table),
   "open_flamingo": Source(flamingo_files.open_model, flamingo_files.table),
   "med_flamingo": Source(flamingo_files.open_model, flamingo_files.table),
 }
