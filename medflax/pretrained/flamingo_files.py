@@ -27,7 +27,8 @@ def open_model(path: pathlib.Path, options: Options) -> Checkpoint:
   mapping = open_flamingo.mapping(kind, sections) | tower.mapping
   ignore = f"{open_flamingo.ignored(kind, sections)}|{tower.ignore}"
   origin = dict(source="open_flamingo", sections=sections, model_type=kind)
-  return Checkpoint(sections, mapping, tensors | tower.tensors, ignore, origin)
+  tensors |= tower.tensors
+  return Checkpoint(sections, mapping, tensors, ignore, origin, language.tokenizer)
 
 
 def table(origin: AnyMapping[str, Any]) -> Mapping:

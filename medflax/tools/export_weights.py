@@ -3,7 +3,8 @@
 python -m medflax.tools.export_weights IMPORTED --to DIR
 
 IMPORTED is a folder that `medflax.tools.import_weights` has written. DIR gets
-`model.safetensors` and, of a Hugging Face model, its config.json: transformers loads them.
+`model.safetensors` and, of a Hugging Face model, its config.json and tokenizer: transformers
+loads them. Rows of tokens that the import added are left out.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from medflax.pretrained.files import write_safetensors
 from medflax.pretrained.lazy import LazyTensor
 from medflax.pretrained.mapping import Tensor, split, their_shape, to_theirs
 from medflax.pretrained.sources import table
-from medflax.tools.import_weights import ORIGIN, WEIGHTS
+from medflax.tools.import_weights import ORIGIN, TOKENIZER, WEIGHTS
 from medflax.utils import UserError, write_atomic
 
 MODEL, CONFIG = "model.safetensors", "config.json"
@@ -47,11 +48,15 @@ def export_weights(folder: pathlib.Path, to: pathlib.Path, *, progress: bool = T
     raise UserError(f"{folder / WEIGHTS} has none of the leaves that {ORIGIN} tells of")
   theirs = split(mapping)
   specs = {key: _spec(parts, ours) for key, parts in theirs.items()}
+  for key, rows in origin.get("rows", {}).items():
+    (_, *inner), dtype = specs[key]
+    specs[key] = (rows, *inner), dtype
 
   def pieces(key: str) -> Iterator[np.ndarray]:
     parts = theirs[key]
     layers = {path: _layer(folder / WEIGHTS, path, layer) for path, (_, layer) in parts.items()}
-    yield to_theirs({path: tensor for path, (tensor, _) in parts.items()}, layers)[key]
+    whole = to_theirs({path: tensor for path, (tensor, _) in parts.items()}, layers)[key]
+    yield whole[: specs[key][0][0]] if whole.ndim else whole
 
   total = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in specs.values())
   with tqdm.tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
@@ -59,6 +64,8 @@ def export_weights(folder: pathlib.Path, to: pathlib.Path, *, progress: bool = T
       bar.update(written - bar.n)
   if "config" in origin:
     write_atomic(to / CONFIG, json.dumps(origin["config"], indent=2) + "\n")
+  for file in sorted((folder / TOKENIZER).glob("*")):
+    write_atomic(to / file.name, file.read_bytes())
 
 
 def _spec(parts: Parts, ours: Mapping[str, LazyTensor]) -> tuple[tuple[int, ...], np.dtype]:
