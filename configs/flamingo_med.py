@@ -11,6 +11,7 @@ and one's own images; `3b` and `9b` have the sizes of OpenFlamingo-3B and of Med
 from ml_collections import ConfigDict
 
 from medflax.config import parse_arg
+from medflax.defaults import base_config, folder, phantom_fewshot, phantom_tower
 from medflax.utils import pick
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -18,60 +19,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 def get_config(arg: str | None = None) -> ConfigDict:
   options = parse_arg(arg, variant="tiny", data="phantom")
-  config = ConfigDict()
-  config.name = "flamingo_med"
-  config.variant = options.variant
-  config.seed = 0
-  config.tokenizer = dict(path="")  # "": the one in the package; else a Hugging Face folder
-  config.prompt = dict(
-    instruction="",
-    question="Question: {question} Answer:",
-    answer=" {answer}",
-    end="<|endofchunk|>",
-  )
-  config.data = dict(
-    source=options.data,
-    root="",  # of source "folder"
-    on_bad_sample="raise",  # or "skip": left out, counted and listed in the report
-    image_size=(32, 32),
-    volume_size=(8, 32, 32),
-    train={},
-    max_tokens=256,  # of a packed row
-    max_media=dict(image=9, volume=0),  # slots of a packed row; -1: as many as the data need
-    media_rule="prev_image",  # or "next_image", "all_prev"
-    num_workers=0,
-    packing_bins=8,
-  )
-  config.model = dict(dtype="float32", remat="none")
-  config.init = ""  # safetensors file of pretrained weights to start from
-  config.trainable = ".*"  # full match of 'path/to/leaf'
-  config.peft = {}  # {"a": dict(type="lora", target=regex, rank=8, alpha=32.0)}: medflax/peft.py
-  config.train = dict(
-    num_steps=1000,
-    batch_size=16,
-    log_every=20,
-    z_loss=0.0,
-    max_bad_steps=10,  # stop after so many non-finite steps in a row
-    ema=0.0,  # decay of the weights' moving average, which is then evaluated; 0: none
-  )
-  config.optimizer = dict(
-    type="adamw",
-    lr=3e-3,
-    schedule="cosine",
-    warmup_steps=50,
-    final_lr_fraction=0.1,
-    weight_decay=0.05,
-    decay=".*/kernel",  # weights that decay, by full match
-    b1=0.9,
-    b2=0.98,
-    eps=1e-8,
-    clip_norm=1.0,  # 0: none
-    accumulate=1,  # micro-batches that a batch is cut into
-    lr_multipliers=(),  # pairs (regex, factor)
-  )
-  config.checkpoint = dict(every=200, keep=2, allow_config_change=False)
-  config.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: what is left
-  config.evals = {}
+  config = base_config("flamingo_med", options.variant)
   pick(VARIANTS, options.variant, "variant")(config)
   pick(DATA, options.data, "data")(config)
   return config
@@ -90,19 +38,10 @@ def _tower(config: ConfigDict, image_patch: tuple, volume_patch: tuple = (), **f
 OPEN_SOONER = ((".*_gate", 10.0),)
 
 
-def _phantom_tower(config: ConfigDict) -> None:
-  """The shipped tower and resampler, which know phantoms; both stay frozen."""
-  config.init = "phantom_tower.safetensors"  # made by medflax.tools.pretrain_tower
-  config.trainable = "lm/.*"
-  _tower(config, (8, 8), (4, 8, 8), width=64, depth=2, heads=4, mlp_width=128, stem=(32, 64))
-  config.model.tower.inputs.image.table = (32, 32)  # what it was trained on; others interpolate
-  config.model.tower.inputs.volume.table = (8, 32, 32)
-  config.model.connector = dict(type="perceiver", num_latents=4, depth=1, heads=4, head_dim=16)
-
-
 def tiny(config: ConfigDict) -> None:
   """Under a million parameters, for CPUs and tests."""
-  _phantom_tower(config)
+  phantom_tower(config)
+  config.trainable = "lm/.*"
   config.optimizer.lr_multipliers = OPEN_SOONER
   config.model.fusion = dict(type="gated_xattn", xattn_every=1, heads=4, head_dim=16, mlp_ratio=1)
   config.model.lm = dict(
@@ -116,7 +55,8 @@ def tiny(config: ConfigDict) -> None:
 def small(config: ConfigDict) -> None:
   """Some four million parameters, larger images and volumes: for one's own data."""
   config.data.image_size, config.data.volume_size = (64, 64), (16, 32, 32)
-  _phantom_tower(config)
+  phantom_tower(config)
+  config.trainable = "lm/.*"
   config.optimizer.lr_multipliers = OPEN_SOONER
   config.model.fusion = dict(type="gated_xattn", xattn_every=2, heads=6, head_dim=32)
   config.model.lm = dict(
@@ -172,55 +112,4 @@ def nine_b(config: ConfigDict) -> None:
 VARIANTS = {"tiny": tiny, "small": small, "3b": three_b, "9b": nine_b}
 
 
-def phantom(config: ConfigDict) -> None:
-  """Generated images: invented words are bound to findings by the support examples alone."""
-  volumes = "volume" in config.model.tower.inputs
-  config.data.max_tokens = 128
-  config.data.max_media = dict(image=9, volume=1 if volumes else 0)
-  config.data.packing_bins = 32
-  entry = lambda task, low, high, weight, targets="all": dict(
-    task=task, num_shots=(low, high), weight=weight, targets=targets
-  )
-  config.data.train = dict(
-    # Which word comes first is chance: to learn it would teach nothing but to guess.
-    binding=entry("binding", 2, 8, 1.0, "repeated"),
-    binding_guess=entry("binding", 0, 0, 0.1),  # without support, some invented word
-    finding=entry("finding", 0, 8, 1.0),
-    modality=entry("modality", 0, 8, 0.15),
-  )
-  fewshot = dict(type="fewshot_vqa", every=0, split="test", num_episodes=512)
-  config.evals = dict(
-    perplexity=dict(type="perplexity", every=200, task="binding", split="val", targets="repeated"),
-    binding=dict(**fewshot, task="binding", num_shots=(0, 1, 2, 4, 8), max_new_tokens=3),
-    modality=dict(**fewshot, task="modality", num_shots=(0,), max_new_tokens=4),
-    finding=dict(**fewshot, task="finding", num_shots=(0,), max_new_tokens=6),
-  )
-  if volumes:
-    config.data.train.update(
-      finding_3d=entry("finding_3d", 0, 0, 0.4), modality_3d=entry("modality_3d", 0, 0, 0.2)
-    )
-    for task in ("finding", "modality"):
-      config.evals[f"{task}_3d"] = dict(config.evals[task], task=f"{task}_3d")
-
-
-def folder(config: ConfigDict) -> None:
-  """A folder of images with a manifest; see docs/data.md."""
-  if config.init:  # a tower that knows phantoms alone is a start, and has to learn the rest
-    config.trainable = ".*"
-  config.data.train = dict(vqa=dict(task="vqa", num_shots=(0, 4), weight=1.0, targets="all"))
-  config.data.max_media = dict.fromkeys(config.model.tower.inputs, -1)
-  config.evals = dict(
-    perplexity=dict(type="perplexity", every=200, task="vqa", split="val"),
-    vqa=dict(
-      type="fewshot_vqa",
-      every=0,
-      task="vqa",
-      split="test",
-      num_shots=(0, 1, 2, 4),
-      num_episodes=512,
-      slice_by=("task",),
-    ),
-  )
-
-
-DATA = {"phantom": phantom, "folder": folder}
+DATA = {"phantom": phantom_fewshot, "folder": folder}

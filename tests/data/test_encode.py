@@ -207,7 +207,7 @@ def test_left_padded_prompts_end_together():
 
 
 def test_text_only_documents_have_no_media_arrays():
-  doc = Document((Text("what is a tumour?"),), SOURCE)
-  batch = collate([[encode(doc, "next_image", bos=False)]], RowShape(10, {}), pad_id=0)
+  doc = Document((Text("what is a tumour?"),), SOURCE, bos=False)
+  batch = collate([[encode(doc, "next_image")]], RowShape(10, {}), pad_id=0)
   assert not any(key.startswith("media/") for key in batch)
   assert not batch["media_index"].any()

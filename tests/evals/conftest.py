@@ -119,7 +119,9 @@ def make_context(tokenizer, tmp_path):
       tokenizer=tokenizer,
       dataset=dataset,
       prompt=Prompt(),
-      data_config=types.SimpleNamespace(media_rule="prev_image"),
+      data_config=types.SimpleNamespace(
+        media_rule="prev_image", media_mark="<image>", media_tokens=0
+      ),
       seed=0,
       workdir=tmp_path,
       mesh=None,

@@ -42,6 +42,7 @@ class Context(NamedTuple):
     bias: added to the attention logits, `[1, heads, t, s]`, or None.
     media, media_mask: `[b, m, latents, dv]` and `[b, t, m]`, or None.
     index: cache slot of the first token, or None without a cache.
+    both_ways: which tokens see each other whatever `mask` and windows say, or None.
   """
 
   positions: Int[Array, "b t"]
@@ -51,6 +52,7 @@ class Context(NamedTuple):
   media: Float[Array, "b m latents dv"] | None
   media_mask: Bool[Array, "b t m"] | None
   index: Int[Array, ""] | None
+  both_ways: Bool[Array, "b t s"] | None = None
 
 
 class LayerFields(nn.Module):
@@ -146,6 +148,8 @@ class SelfAttention(LayerFields):
     mask = context.mask
     if "window" in own:
       mask = mask & (context.distance < own["window"])
+    if context.both_ways is not None:
+      mask = mask | context.both_ways
     *seen, bias = with_prefix(self, key, value, mask, context.bias)
     y = dot_product_attention(
       query, *seen, scale=self.query_scale or None, bias=bias, softcap=self.attn_softcap
