@@ -5,6 +5,8 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from medflax.pretrained.lazy import LazyTensor
 from medflax.pretrained.mapping import Mapping
 from medflax.utils import UserError
@@ -35,6 +37,7 @@ class Checkpoint:
     ignore: regex of the foreign names that have no place in the model.
     origin: what `tools.export_weights` needs to write it back; `source` is a name in `SOURCES`.
     beside: what the leaves depend on beside the sections, arguments of `leaves.abstract_leaves`.
+    adapters: leaves of `medflax.peft` beside the others.
     tokenizer: a Hugging Face tokenizer folder's files by name; none if the checkpoint has none.
   """
 
@@ -44,6 +47,7 @@ class Checkpoint:
   ignore: str
   origin: dict[str, Any]
   beside: dict[str, int] = dataclasses.field(default_factory=dict)
+  adapters: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   tokenizer: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
 

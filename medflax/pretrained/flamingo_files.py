@@ -28,7 +28,7 @@ def open_model(path: pathlib.Path, options: Options) -> Checkpoint:
   ignore = f"{open_flamingo.ignored(kind, sections)}|{tower.ignore}"
   origin = dict(source="open_flamingo", sections=sections, model_type=kind)
   tensors |= tower.tensors
-  return Checkpoint(sections, mapping, tensors, ignore, origin, language.tokenizer)
+  return Checkpoint(sections, mapping, tensors, ignore, origin, tokenizer=language.tokenizer)
 
 
 def table(origin: AnyMapping[str, Any]) -> Mapping:

@@ -6,15 +6,16 @@ python -m medflax.tools.import_weights med_flamingo model.pt \
 
 Nothing of the checkpoint is executed, and no more than a layer's tensor is in memory at a time.
 DIR gets `weights.safetensors`, `config.json` (sections of `config.model`), the checkpoint's
-`tokenizer` if it has one, and `origin.json`, by which `medflax.tools.export_weights` writes the
-checkpoint back.
+`tokenizer` if it has one, `peft.json` (sections of `config.peft`) of an adapter, and `origin.json`,
+by which `medflax.tools.export_weights` writes the checkpoint back.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,11 +26,12 @@ from medflax.pretrained.checkpoint import Checkpoint, Options
 from medflax.pretrained.files import write_safetensors
 from medflax.pretrained.leaves import abstract_leaves
 from medflax.pretrained.mapping import check, pieces
+from medflax.pretrained.peft_files import read_adapter, sections
 from medflax.pretrained.sources import SOURCES
 from medflax.utils import UserError, pick, write_atomic
 
 WEIGHTS, CONFIG, ORIGIN = "weights.safetensors", "config.json", "origin.json"
-TOKENIZER = "tokenizer"
+TOKENIZER, PEFT = "tokenizer", "peft.json"
 DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
 
 
@@ -52,15 +54,34 @@ def import_weights(
   target = np.dtype(pick(DTYPES, dtype, "dtype")) if dtype else None
   source = lambda path: checkpoint.tensors[checkpoint.mapping[path].keys[0]].dtype
   specs = {path: (tuple(leaf.shape), target or source(path)) for path, leaf in leaves.items()}
+  specs |= {path: (leaf.shape, leaf.dtype) for path, leaf in checkpoint.adapters.items()}
   total = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in specs.values())
-  read = lambda path: pieces(checkpoint.mapping[path], leaves[path].shape, checkpoint.tensors)
+
+  def read(path: str) -> Iterable[np.ndarray]:
+    if path in checkpoint.adapters:
+      return [checkpoint.adapters[path]]
+    return pieces(checkpoint.mapping[path], leaves[path].shape, checkpoint.tensors)
+
   with tqdm.tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
     for written in write_safetensors(folder / WEIGHTS, specs, read):
       bar.update(written - bar.n)
   write_atomic(folder / CONFIG, json.dumps(checkpoint.sections, indent=2) + "\n")
+  if checkpoint.adapters:
+    write_atomic(folder / PEFT, json.dumps(sections(checkpoint.adapters), indent=2) + "\n")
   for name, content in checkpoint.tokenizer.items():
     write_atomic(folder / TOKENIZER / name, content)
   write_atomic(folder / ORIGIN, json.dumps(checkpoint.origin, indent=2) + "\n")
+
+
+def with_adapter(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
+  """The checkpoint with an adapter that the peft library has trained on it.
+
+  Raises:
+    UserError: if the adapter is of another model or of a kind that is not known.
+  """
+  leaves = abstract_leaves(checkpoint.sections, **checkpoint.beside)
+  adapters = read_adapter(folder, checkpoint.mapping, leaves)
+  return dataclasses.replace(checkpoint, adapters=adapters)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -80,12 +101,15 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument(
     "--add-tokens", type=int, default=0, help="so many rows for new tokens, the mean of the others"
   )
+  parser.add_argument("--adapter", type=pathlib.Path, help="a folder of the peft library's")
   flags = parser.parse_args(argv)
   options = Options(lm=flags.lm, vision=flags.vision, xattn_every=flags.xattn_every)
   try:
     checkpoint = pick(SOURCES, flags.source, "source").open(flags.path, options)
     if flags.add_tokens:
       checkpoint = add_tokens(checkpoint, flags.add_tokens)
+    if flags.adapter:
+      checkpoint = with_adapter(checkpoint, flags.adapter)
     import_weights(checkpoint, flags.to, flags.dtype)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
@@ -94,6 +118,8 @@ def main(argv: Sequence[str]) -> int:
     size = checkpoint.sections["lm"]["vocab_size"]
     print(f"the last {flags.add_tokens} of {size} tokens are new, their rows the others' mean")
   print(f"{flags.to / WEIGHTS}: set config.init to it, and config.model as in {CONFIG}")
+  if checkpoint.adapters:
+    print(f"{flags.to / PEFT}: set config.peft as in it")
   if checkpoint.tokenizer:
     print(f"{flags.to / TOKENIZER}: set config.tokenizer.path to it")
   return 0

@@ -3,12 +3,21 @@
 import json
 import shutil
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import traverse_util
 
+from medflax import peft
+from medflax.models.language.decoder import Decoder
+from medflax.pretrained import load_weights
 from medflax.pretrained.files import open_checkpoint
 from medflax.tools import export_weights, import_weights
+from tests.golden_cases import lora
+from tests.golden_cases.base import Case
 from tests.pretrained import torch_writer
 
 FAMILIES = ("hf_decoders", "bert", "clip_vision", "siglip_vision", "vit_vision", "git", "t5")
@@ -69,6 +78,42 @@ def test_published_files_name_the_base_otherwise(tmp_path, golden_folder, module
   renamed |= {"classifier.weight": np.ones(2, np.float32)} if module == "vit_vision" else {}
   back = there_and_back("hugging_face", saved(tmp_path / "hf", config, renamed), tmp_path)
   assert_equal(back, theirs)
+
+
+def test_a_peft_adapter_on_its_base(tmp_path, golden_folder, capsys):
+  case = Case(golden_folder("lora"), "llama_lora")
+  folder = saved(tmp_path / "base", case.hf, lora.base_weights(case))
+  adapter = tmp_path / "adapter"
+  adapter.mkdir()
+  lora.adapter_folder(case, adapter)
+  to, flags = tmp_path / "ours", ("--adapter", adapter)
+  assert run(import_weights, "hugging_face", folder, "--to", to, *flags) == 0
+  assert "set config.peft as in it" in capsys.readouterr().out
+  section = json.loads((to / "peft.json").read_text())["lora_0"]
+  assert (section["rank"], section["alpha"], section["dropout"]) == (4, 32.0, 0.1)
+  written = load_weights(to / "weights.safetensors")
+  lm = json.loads((to / "config.json").read_text())["lm"]
+  key = jax.random.key(0)
+  init = lambda: peft.add(
+    key, {"lm": Decoder(**_without_type(lm)).init(key, *DECODED)["params"]}, {"x": section}
+  )
+  shapes = {path: x.shape for path, x in written.items()}
+  tree = nn.unbox(jax.eval_shape(init))
+  assert {p: x.shape for p, x in traverse_util.flatten_dict(tree, sep="/").items()} == shapes
+  assert run(import_weights, "hugging_face", adapter, "--to", tmp_path / "x") == 2
+
+
+DECODED = (
+  jnp.zeros((1, 2), jnp.int32),
+  jnp.zeros((1, 2), jnp.int32),
+  jnp.ones((1, 2, 2), bool),
+  None,
+  None,
+)
+
+
+def _without_type(section):
+  return {name: value for name, value in section.items() if name != "type"}
 
 
 def test_pmc_clip(tmp_path, golden, capsys):
