@@ -220,20 +220,21 @@ class Prompt:
   ) -> list[Segment]:
     values = {**sample.meta, "question": sample.question, "answer": sample.answer}
     segments: list[Segment] = []
+    text = ""
     for literal, field in _fields(getattr(self, template)):
-      segments += [Text(literal, loss)] if literal else []
-      if field == "media":
-        segments += media
-      elif field.startswith("<"):
-        segments.append(Special(field, loss))
+      text += literal
+      if field == "media" or field.startswith("<"):
+        segments += [Text(text, loss)] if text else []
+        segments += media if field == "media" else [Special(field, loss)]
+        text = ""
       elif field in values:
-        segments.append(Text(str(values[field]), loss))
+        text += str(values[field])
       elif field:
         raise UserError(
           f"prompt.{template} has {{{field}}}, which the record of sample {sample.id!r} lacks; "
           f"it has {', '.join(sorted(values))}"
         )
-    return segments
+    return [*segments, Text(text, loss)] if text else segments
 
 
 def _fields(template: str) -> list[tuple[str, str]]:

@@ -106,7 +106,7 @@ def tokenizer():
 def params(tokenizer):
   table = np.full((len(ANSWERS), MAX_ANSWER), tokenizer.pad_id)
   for row, answer in zip(table, ANSWERS, strict=True):
-    tokens = [*tokenizer.encode(f" {answer}"), tokenizer.end_of_chunk_id]
+    tokens = [*tokenizer.encode(f" {answer}"), tokenizer.special_id("<|endofchunk|>")]
     row[: len(tokens)] = tokens
   return {"answers": table}
 
