@@ -24,6 +24,14 @@ INSTALL_REQUIRES = [
   "transformers>=5.0",  # tokenizer folders and image processors; never its models, so no torch
 ]
 
+# The implementations that published numbers come from; none needs data or torch. The package has
+# its own of the others (COCO's, BERTScore).
+METRICS = [
+  "nltk>=3.9",  # BLEU of sentences, METEOR
+  "rouge-score>=0.1.2",  # Google's ROUGE, unchanged since 2022: what papers report
+  "sacrebleu>=2.4",  # BLEU and chrF with tokens that make them comparable
+]
+
 EXTRAS_REQUIRE = {
   "test": [
     "beartype>=0.20",  # checks the jaxtyping annotations
@@ -31,6 +39,7 @@ EXTRAS_REQUIRE = {
     "hypothesis>=6.100",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
+    *METRICS,
   ],
   "dev": [
     "pre-commit>=4.0",
@@ -38,6 +47,7 @@ EXTRAS_REQUIRE = {
     "ruff>=0.9",
   ],
   "gguf": ["gguf>=0.17"],  # dequantises the checkpoints of llama.cpp
+  "metrics": METRICS,
   "tpu": ["jax[tpu]>=0.10"],
   "cuda": ["jax[cuda13]>=0.10"],
   "apps": ["gradio>=5.0"],
