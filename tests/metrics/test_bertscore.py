@@ -43,9 +43,9 @@ def tiny(hf):
   return section, model, {path: normal(path) for path in shapes}
 
 
-def write(folder, architecture):
+def write(folder, architecture, **changes):
   """A folder as Hugging Face has it."""
-  hf = HF | dict(architectures=[architecture])
+  hf = HF | dict(architectures=[architecture]) | changes
   section, _, ours = tiny(hf)
   theirs = to_theirs(mapping(section), ours)
   theirs = {key: np.ascontiguousarray(x) for key, x in theirs.items()}
@@ -162,6 +162,14 @@ def test_a_folder_with_a_head_scores_the_same(scorer, tmp_path):
   headed = BertScore(write(tmp_path / "headed", "BertForMaskedLM"), layer=1)
   for name, scores in scorer(PREDICTIONS, REFERENCES).items():
     np.testing.assert_allclose(headed(PREDICTIONS, REFERENCES)[name], scores, atol=1e-6)
+
+
+def test_positions_of_roberta_begin_at_2(tmp_path):
+  changes = dict(model_type="roberta", max_position_embeddings=9)
+  scorer = BertScore(write(tmp_path / "roberta", "RobertaForMaskedLM", **changes), layer=2)
+  assert len(scorer.token_ids("left " * 20)) == 7
+  scores = scorer(["left " * 20, "left"], [["left " * 30], ["no lung"]])["f1"]
+  assert scores[0] == pytest.approx(1, abs=1e-5) and 0 < scores[1] < 1
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
