@@ -21,7 +21,11 @@ BLOCK = re.compile(r"visual\.layer(\d)\.(\d+)\.conv1\.weight")
 
 def open_tower(path: pathlib.Path, _: Options) -> Checkpoint:
   """The tower of an open_clip file: patch tokens without the final norm, or the last stage's."""
-  tensors = _image_side(path)
+  return tower(_image_side(path), path)
+
+
+def tower(tensors: dict[str, LazyTensor], path: pathlib.Path) -> Checkpoint:
+  """The tower of tensors by open_clip's names, `visual.conv1.weight` and the like."""
   section = _section(tensors, path)
   if section["type"] == "modified_resnet":
     section |= dict(mean=CLIP_MEAN, std=CLIP_STD)
