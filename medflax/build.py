@@ -5,7 +5,6 @@ import functools
 import re
 from collections.abc import Callable, Mapping
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -79,7 +78,7 @@ def build(
       f"config.train.batch_size = {rows} must be a multiple of mesh.data × mesh.fsdp × "
       f"optimizer.accumulate = {ways} × {config.optimizer.accumulate}"
     )
-  model = build_model(flax.core.freeze(config.model.to_dict()))  # evaluators hash it
+  model = build_model(config.model.to_dict())
   tx = optim.make_optimizer(config.optimizer, config.train.num_steps)
   optim.compile_regex(config.trainable, "config.trainable")
   row = collate([[]], row_shape(config.data), tokenizer.pad_id)

@@ -15,7 +15,7 @@ from flax import struct, traverse_util
 from jaxtyping import Array, Float
 
 from medflax import peft
-from medflax.models.vlm import VLM, model_inputs
+from medflax.models.vlm import model_inputs
 
 Flat = Any  # dict[str, leaf]; a tree transformation may put anything in its place
 
@@ -118,7 +118,7 @@ def train_step(
   state: TrainState,
   batch: Mapping[str, Array],
   *,
-  model: VLM,
+  model: Any,
   tx: optax.GradientTransformation,
   rng: Array,
   z_loss: float = 0.0,
@@ -126,6 +126,8 @@ def train_step(
   ema: float = 0.0,
 ) -> tuple[TrainState, dict[str, Array]]:
   """One update from the mean loss per target of the whole batch, in `accumulate` micro-batches.
+
+  `model` is a `medflax.models.VLM` or whatever has its `__call__`, `hide` and `shift`.
 
   Where the loss or a gradient is not finite, the weights and the optimiser's state stay as they
   are, bit for bit, and the step is counted in `bad_steps`.

@@ -1,4 +1,5 @@
 import functools
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,9 @@ VOCAB = 7
 
 class Toy(nn.Module):
   """A bigram model with the VLM's signature."""
+
+  shift: ClassVar[int] = 1
+  hide = staticmethod(lambda batch: batch)
 
   @nn.compact
   def __call__(self, media, tokens, media_index, **_):
@@ -75,7 +79,7 @@ def test_targets_are_predicted_from_their_own_document():
     "segment_ids": jnp.asarray([[1, 1, 1, 2, 2]]),
   }
   # Token 0 has nothing before it; token 3 opens a document.
-  np.testing.assert_array_equal(target_weights(batch), [[1, 0, 0, 1]])
+  np.testing.assert_array_equal(target_weights(batch, 1), [[1, 0, 0, 1]])
 
 
 def test_cross_entropy_against_a_loop():

@@ -20,7 +20,7 @@ from medflax.data.encode import Encoded, RowShape, collate, encode_document, med
 from medflax.evals import base
 from medflax.inference import decode
 from medflax.metrics.intervals import Measurement, bootstrap
-from medflax.models.vlm import VLM, model_inputs
+from medflax.models.vlm import model_inputs
 from medflax.utils import pick
 
 LENGTH_MULTIPLE = 32
@@ -47,7 +47,7 @@ class Settings:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def score(model: VLM, params: PyTree, batch: Mapping[str, Array]) -> Float[Array, "b 2"]:
+def score(model: Any, params: PyTree, batch: Mapping[str, Array]) -> Float[Array, "b 2"]:
   """Each row's summed negative log-likelihood of its targets, in nats, and their number."""
   args, kwargs = model_inputs(model.hide(batch))
   logits = jnp.asarray(model.apply({"params": params}, *args, **kwargs), jnp.float32)

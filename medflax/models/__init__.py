@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import flax
 import jax.numpy as jnp
 
 from medflax.models.connectors.mapper import MLPMapper, TransformerMapper
@@ -43,7 +44,7 @@ def build_model(config: Mapping[str, Any]) -> VLM:
   Raises:
     KeyError, TypeError: unknown part or field; `medflax.config.validate` says so kindly before.
   """
-  config = {**NOTHING, **config}
+  config = flax.core.freeze({**NOTHING, **config})  # jit hashes models
   common = dict(dtype=jnp.dtype(config["dtype"]), remat=config["remat"])
 
   def make(table: Mapping[str, type], part: str, **extra: Any) -> Any:

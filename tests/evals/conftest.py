@@ -1,6 +1,7 @@
 """An oracle in place of a model, and a data set it can answer."""
 
 import types
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ class Oracle(nn.Module):
 
   Its one parameter is the table of answers, [class, token].
   """
+
+  shift: ClassVar[int] = 1
+  hide = staticmethod(lambda batch: batch)
 
   def setup(self):
     self.answers = self.param("answers", nn.initializers.zeros, (len(ANSWERS), MAX_ANSWER))
