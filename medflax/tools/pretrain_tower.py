@@ -12,7 +12,6 @@ side, size and count readable, with a lesser weight. Both are thrown away.
 import argparse
 import time
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
