@@ -144,9 +144,8 @@ def _initialised(state: TrainState, config: ml_collections.ConfigDict) -> TrainS
       f"config.init: {config.init!r} has weights that the model lacks: {', '.join(unknown[:3])}; "
       "match config.model or set config.init to ''"
     )
-  return state.replace(
-    trainable=merge_weights(state.trainable, weights), frozen=merge_weights(state.frozen, weights)
-  )
+  parts = {name: getattr(state, name) for name in ("trainable", "frozen", "ema")}
+  return state.replace(**{name: merge_weights(flat, weights) for name, flat in parts.items()})
 
 
 def jit_train_step(parts: Parts) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:

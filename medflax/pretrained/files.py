@@ -31,6 +31,7 @@ SAFETENSORS_DTYPES = {
   "F64": np.float64,
 }
 SHARD_BYTES = 5_000_000_000
+PART_BYTES = 1 << 26  # in memory at a time where a part of a tensor is read
 # What a folder is read from, the first of these that it has.
 IN_FOLDER = (
   "model.safetensors.index.json",
@@ -109,19 +110,28 @@ def _in_file(
   path: pathlib.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype
 ) -> LazyTensor:
   """Numbers that lie as they are from byte `offset`; the file is open while it is read alone."""
-  size = math.prod(shape)
 
-  def read() -> np.ndarray:
-    raw = np.fromfile(path, np.uint8, size * dtype.itemsize, offset=offset)
-    return raw.view(dtype).reshape(shape)
+  def load(start: int, inner: tuple[int, ...]) -> np.ndarray:
+    count = math.prod(inner) * dtype.itemsize
+    return np.fromfile(path, np.uint8, count, offset=offset + start).view(dtype).reshape(inner)
 
   def part(index: Any) -> np.ndarray:
-    if not size:
-      return read()[index]
-    raw = np.memmap(path, np.uint8, "r", offset, size * dtype.itemsize)
-    return np.array(raw.view(np.ndarray).view(dtype).reshape(shape)[index])
+    """An index of the first axis is read alone, a slice of it in pieces, then cut."""
+    if index == ():
+      return load(0, shape)
+    first, *rest = index if isinstance(index, tuple) else (index,)
+    row = math.prod(shape[1:]) * dtype.itemsize
+    if isinstance(first, int):
+      return load(first * row, shape[1:])[tuple(rest)]
+    start, stop, _ = first.indices(shape[0])
+    inner = np.broadcast_to(np.empty((), dtype), shape[1:])[tuple(rest)].shape
+    out, step = np.empty((stop - start, *inner), dtype), max(1, PART_BYTES // max(row, 1))
+    for i in range(start, stop, step):
+      rows = load(i * row, (min(step, stop - i), *shape[1:]))
+      out[i - start : i - start + step] = rows[(slice(None), *rest)]
+    return out
 
-  return LazyTensor(shape, dtype, read, part)
+  return LazyTensor(shape, dtype, lambda: load(0, shape), part)
 
 
 def read_index(path: pathlib.Path) -> dict[str, LazyTensor]:
