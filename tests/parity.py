@@ -24,11 +24,24 @@ from tests.golden_cases import (
   lora,
   metrics,
   openflamingo,
+  systems_medvint,
+  systems_radfm,
   vision,
 )
 from tests.golden_cases.base import Case, Check, Result
 
-MODULES = (captioners, decoders, encoder_decoders, encoders, lora, metrics, openflamingo, vision)
+MODULES = (
+  captioners,
+  decoders,
+  encoder_decoders,
+  encoders,
+  lora,
+  metrics,
+  openflamingo,
+  systems_medvint,
+  systems_radfm,
+  vision,
+)
 CHECKS: dict[str, Check] = {name: check for m in MODULES for name, check in m.CHECKS.items()}
 COLUMNS = "{:<40} {:<52} {:>9} {:>6} {:>5}"
 

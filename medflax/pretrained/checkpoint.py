@@ -19,11 +19,13 @@ class Options:
   Attributes:
     lm, vision: language model and vision tower that a checkpoint was trained on.
     xattn_every: of the fusion that an imported language model will have; 1 for none.
+    merge_lora: whether a LoRA in the checkpoint is added to the weights that it adapts.
   """
 
   lm: str = ""
   vision: str = ""
   xattn_every: int = 1
+  merge_lora: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

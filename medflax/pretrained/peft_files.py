@@ -56,9 +56,10 @@ def read_adapter(folder: pathlib.Path, base: Mapping, kernels: AnyMapping[str, A
   return kind(config, source, base, kernels)
 
 
-def _read_lora(
+def read_lora(
   config: AnyMapping[str, Any], source: Source, base: Mapping, kernels: AnyMapping[str, Any]
 ) -> Flat:
+  """The leaves of a LoRA; of `adapter_config.json` the scale and the dropout are read."""
   source = {key.replace(".default.weight", ".weight"): x for key, x in source.items()}
   mapping, shapes, settings = {}, {}, {}
   for path, tensor in base.items():
@@ -112,7 +113,7 @@ def _read_prompt(
 
 
 KINDS: dict[str, Callable[..., Flat]] = {
-  "LORA": _read_lora,
+  "LORA": read_lora,
   "PREFIX_TUNING": _read_prefix,
   "PROMPT_TUNING": _read_prompt,
   "P_TUNING": _read_prompt,  # what its encoder has computed
