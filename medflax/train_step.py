@@ -93,7 +93,8 @@ def cross_entropy(
   targets, weights = batch["tokens"][:, shift:], target_weights(batch, shift)
   logits = logits[:, : targets.shape[1]].astype(jnp.float32)
   log_z = jax.nn.logsumexp(logits, axis=-1)
-  nll = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  # Tokens that are never predicted have no logits, and weight 0: any finite number will do.
+  nll = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="clip")[..., 0]
   hits = (logits.argmax(-1) == targets) * weights
   sums = {"loss": (nll * weights).sum(), "accuracy": hits.sum()}
   return sums["loss"] + z_loss * (jnp.square(log_z) * weights).sum(), sums

@@ -101,6 +101,14 @@ def test_cross_entropy_against_a_loop():
   np.testing.assert_allclose(total, nll + 0.01 * log_z, rtol=1e-5)
 
 
+def test_tokens_without_logits_cost_nothing():
+  """Ids beyond the vocabulary that are never predicted, as RadFM's image tokens."""
+  batch = make_batch(3)
+  logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, VOCAB)), jnp.float32)
+  beyond = batch | {"tokens": jnp.where(batch["loss_mask"] > 0, batch["tokens"], VOCAB + 2)}
+  assert cross_entropy(logits, beyond, 0.0)[0] == cross_entropy(logits, batch, 0.0)[0]
+
+
 def test_the_loss_falls():
   state, losses = make_state(), []
   for _ in range(20):

@@ -53,7 +53,7 @@ def score(model: Any, params: PyTree, batch: Mapping[str, Array]) -> Float[Array
   logits = jnp.asarray(model.apply({"params": params}, *args, **kwargs), jnp.float32)
   targets, weights = (batch[key][:, model.shift :] for key in ("tokens", "loss_mask"))
   logits = logits[:, : targets.shape[1]]
-  chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="clip")[..., 0]
   nll = jax.nn.logsumexp(logits, axis=-1) - chosen
   return jnp.stack([(nll * weights).sum(axis=1), weights.sum(axis=1)], axis=1)
 
