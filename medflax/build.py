@@ -131,11 +131,12 @@ def _check_media_tokens(config, model, params, batch) -> None:
 def _initialised(state: TrainState, config: ml_collections.ConfigDict) -> TrainState:
   """The state with the pretrained weights of `config.init` in place.
 
-  The file may know kinds of media that the run has no slots for.
+  The files may know kinds of media that the run has no slots for; the last one that has a weight
+  gives it.
   """
   if not config.init:
     return state
-  weights = load_weights(config.init)
+  weights = {k: x for path in config.init.split(",") for k, x in load_weights(path).items()}
   idle = [k for k in config.model.tower.get("inputs", {}) if not config.data.max_media.get(k)]
   unused = re.compile(rf"tower/[a-z]+_({'|'.join(idle)})(_\d+)?(/.*)?")
   left = set(weights) - set(state.trainable) - set(state.frozen)
