@@ -1,5 +1,9 @@
 """What config files start from: every field with a value, and the data sets that all can run on."""
 
+import functools
+from collections.abc import Sequence
+from typing import Any
+
 from ml_collections import ConfigDict
 
 
@@ -47,7 +51,7 @@ def base_config(name: str, variant: str) -> ConfigDict:
     **dict(tower={}, connector={}, fusion={}, lm={}),
     **dict(dtype="float32", remat="none"),
   )
-  config.init = ""  # safetensors file of pretrained weights to start from
+  config.init = ""  # safetensors files of pretrained weights to start from, commas between
   config.trainable = ".*"  # full match of 'path/to/leaf'
   config.peft = {}  # {"a": dict(type="lora", target=regex, rank=8, alpha=32.0)}: medflax/peft.py
   config.train = dict(
@@ -94,6 +98,21 @@ def phantom_tower(config: ConfigDict) -> None:
   config.model.connector = dict(type="perceiver", num_latents=4, depth=1, heads=4, head_dim=16)
 
 
+def published_scale(config: ConfigDict, **optimizer: Any) -> None:
+  """Bfloat16 on sharded weights; the defaults of Hugging Face's Trainer, but for `optimizer`."""
+  config.model.dtype, config.model.remat = "bfloat16", "full"
+  config.mesh = dict(data=1, fsdp=-1, tensor=1)
+  config.optimizer.update(dict(weight_decay=0.0, b2=0.999, final_lr_fraction=0.0) | optimizer)
+
+
+def phantom_scale(config: ConfigDict) -> None:
+  """Under a minute on two CPU cores, everything learnt from scratch."""
+  config.data.max_tokens = 128
+  config.data.max_media = dict(image=4, volume=0)
+  config.train.num_steps = 200
+  config.checkpoint.every = 100
+
+
 def _entry(task: str, low: int, high: int, weight: float, targets: str = "all") -> dict:
   return dict(task=task, num_shots=(low, high), weight=weight, targets=targets)
 
@@ -127,22 +146,47 @@ def phantom_fewshot(config: ConfigDict) -> None:
       config.evals[f"{task}_3d"] = dict(config.evals[task], task=f"{task}_3d")
 
 
-def folder(config: ConfigDict) -> None:
-  """A folder of images with a manifest; see docs/data.md."""
+def phantom_questions(config: ConfigDict) -> None:
+  """Generated images with one question each, for systems that read no support examples."""
+  config.data.source = "phantom"
+  config.data.train = dict(
+    finding=_entry("finding", 0, 0, 1.0), modality=_entry("modality", 0, 0, 0.5)
+  )
+  asked = dict(type="fewshot_vqa", every=0, split="test", num_episodes=128, num_shots=(0,))
+  config.evals = dict(
+    perplexity=dict(
+      type="perplexity", every=0, task="finding", split="val", num_shots=0, num_documents=128
+    ),
+    modality=dict(**asked, task="modality", max_new_tokens=6),
+    finding=dict(**asked, task="finding", max_new_tokens=6),
+  )
+  if config.data.max_media.volume:
+    config.data.train.modality_3d = _entry("modality_3d", 0, 0, 0.5)
+    config.evals.modality_3d = dict(config.evals.modality, task="modality_3d")
+
+
+def folder(config: ConfigDict, shots: Sequence[int] = (0, 1, 2, 4)) -> None:
+  """A folder of images with a manifest, asked with so many support examples; see docs/data.md."""
   config.data.source = "folder"
   if config.init:  # a tower that knows phantoms alone is a start, and has to learn the rest
-    config.trainable = ".*"
-  config.data.train = dict(vqa=_entry("vqa", 0, 4, 1.0))
+    config.trainable = f"(tower|connector)/.*|{config.trainable}"
+  config.data.train = dict(vqa=_entry("vqa", 0, max(shots), 1.0))
   config.data.max_media = dict.fromkeys(config.model.tower.get("inputs", {}), -1)
   config.evals = dict(
-    perplexity=dict(type="perplexity", every=200, task="vqa", split="val"),
+    perplexity=dict(
+      type="perplexity", every=200, task="vqa", split="val", num_shots=min(4, max(shots))
+    ),
     vqa=dict(
       type="fewshot_vqa",
       every=0,
       task="vqa",
       split="test",
-      num_shots=(0, 1, 2, 4),
+      num_shots=tuple(shots),
       num_episodes=512,
       slice_by=("task",),
     ),
   )
+
+
+# The data of systems that read no support examples.
+QUESTIONS = {"phantom": phantom_questions, "folder": functools.partial(folder, shots=(0,))}
