@@ -17,8 +17,8 @@ class Inline:
   """Fusion part.
 
   Attributes:
-    bidirectional: the tokens of a media item see each other in both directions, in layers with a
-      window too (Gemma 3).
+    bidirectional: the tokens of a media item see each other in both directions (Gemma 3); a
+      window bounds how far they see back, as for any token.
   """
 
   bidirectional: bool = False

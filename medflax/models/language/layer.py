@@ -42,7 +42,7 @@ class Context(NamedTuple):
     bias: added to the attention logits, `[1, heads, t, s]`, or None.
     media, media_mask: `[b, m, latents, dv]` and `[b, t, m]`, or None.
     index: cache slot of the first token, or None without a cache.
-    both_ways: which tokens see each other whatever `mask` and windows say, or None.
+    both_ways: which tokens see each other whatever `mask` says, within windows, or None.
   """
 
   positions: Int[Array, "b t"]
@@ -146,10 +146,10 @@ class SelfAttention(LayerFields):
       key = jax.lax.dynamic_update_slice_in_dim(cache["key"], key, context.index, axis=1)
       value = jax.lax.dynamic_update_slice_in_dim(cache["value"], value, context.index, axis=1)
     mask = context.mask
-    if "window" in own:
-      mask = mask & (context.distance < own["window"])
     if context.both_ways is not None:
       mask = mask | context.both_ways
+    if "window" in own:
+      mask = mask & (context.distance < own["window"])
     *seen, bias = with_prefix(self, key, value, mask, context.bias)
     y = dot_product_attention(
       query, *seen, scale=self.query_scale or None, bias=bias, softcap=self.attn_softcap
