@@ -14,7 +14,7 @@ import numpy as np
 from medflax.pretrained.lazy import LazyTensor
 from medflax.pretrained.mapping import Mapping
 from medflax.pretrained.peft_files import lora_tensors, read_lora
-from medflax.pretrained.systems.naming import renamed
+from medflax.pretrained.systems.parts import renamed
 
 PREFIX = "base_model.model."  # of all names in peft's own files
 FACTOR = re.compile(r"(.*\.)lora_([AB])\.weight")

@@ -19,7 +19,7 @@ from medflax.pretrained.lazy import LazyTensor
 from medflax.pretrained.leaves import abstract_leaves
 from medflax.pretrained.mapping import Mapping, Tensor
 from medflax.pretrained.systems import lora
-from medflax.pretrained.systems.naming import before, clip_sizes, count, llama_section, renamed
+from medflax.pretrained.systems.parts import before, clip_sizes, count, language, llama_sizes
 from medflax.utils import UserError
 
 Sections = dict[str, dict[str, Any]]
@@ -123,7 +123,7 @@ def td_config(tensors: Tensors, untold: Untold = TD) -> Sections:
     hidden = tensors["fc_l1.weight"].shape[0]
     connector = dict(type="mlp", hidden=hidden, out_width=out_width, activation="relu", mean=True)
     tower |= dict(output="class") if tower["type"] == "vit" else {}
-  lm = llama_section(tensors, _language(tensors))
+  lm = _lm(tensors)
   return dict(tower=tower, connector=connector, fusion=dict(type="inline"), lm=lm)
 
 
@@ -143,13 +143,17 @@ def te_config(tensors: Tensors, untold: Untold = TE) -> Sections:
     tower=tower,
     connector=_queries(tensors, names, untold) | dict(in_width=in_width),
     fusion=fusion,
-    lm=llama_section(tensors, _language(tensors)),
+    lm=_lm(tensors),
     objective=dict(type="masked", mask_id=MASK_ID),
   )
 
 
 def _language(tensors: Tensors) -> str:
   return before(tensors, "embed_tokens.weight")
+
+
+def _lm(tensors: Tensors) -> dict[str, Any]:
+  return hf_decoders.config_from_hf(llama_sizes(tensors, _language(tensors)))
 
 
 def _tower(tensors: Tensors, prefixes: AnyMapping[str, str], untold: Untold) -> dict[str, Any]:
@@ -183,12 +187,7 @@ def _queries(tensors: Tensors, names: AnyMapping[str, str], untold: Untold) -> d
 
 def _llama(sections: Sections, prefix: str) -> Mapping:
   """LLaMA's table, given what stands before `embed_tokens.weight`."""
-
-  def rename(key: str) -> str:
-    inner = key.removeprefix("model.")
-    return prefix + inner if inner != key else prefix.removesuffix("model.") + key
-
-  return under("lm", renamed(hf_decoders.mapping("llama", sections["lm"]), rename))
+  return language("llama", sections["lm"], prefix, prefix.removesuffix("model."))
 
 
 def _tower_table(section: AnyMapping[str, Any], prefixes: AnyMapping[str, str]) -> Mapping:
@@ -205,11 +204,11 @@ def _width(tower: AnyMapping[str, Any]) -> int:
   return tower["width"] * (2 ** (len(tower["blocks"]) + 1) if "blocks" in tower else 1)
 
 
-def td_mapping(sections: Sections, language: str) -> Mapping:
+def td_mapping(sections: Sections, prefix: str) -> Mapping:
   """Where each leaf of a MedVInT-TD stands.
 
   Args:
-    language: what stands before `embed_tokens.weight`; it differs with the version of peft.
+    prefix: what stands before `embed_tokens.weight`; it differs with the version of peft.
   """
   tower, connector = sections["tower"], sections["connector"]
   tables = {
@@ -219,11 +218,11 @@ def td_mapping(sections: Sections, language: str) -> Mapping:
   return {
     **_tower_table(tower, TD_TOWERS),
     **under("connector", tables[connector["type"]]()),
-    **_llama(sections, language),
+    **_llama(sections, prefix),
   }
 
 
-def te_mapping(sections: Sections, language: str) -> Mapping:
+def te_mapping(sections: Sections, prefix: str) -> Mapping:
   """Where each leaf of a MedVInT-TE stands, as `td_mapping`."""
   tower, connector, fusion = (sections[part] for part in ("tower", "connector", "fusion"))
   names, width, block = connectors.MEDVINT_TE, fusion["width"], "fusion_module.resblocks.{}."
@@ -238,7 +237,7 @@ def te_mapping(sections: Sections, language: str) -> Mapping:
     **linear("blocks/mlp/wo", f"{block}mlp.c_proj", **stacked),
     "head/kernel": Tensor("mlm_projection"),
   }
-  lm = _llama(sections, language)
+  lm = _llama(sections, prefix)
   del lm["lm/head/kernel"]  # LLaMA's own head is not there
   return {
     **_tower_table(tower, TE_TOWERS),

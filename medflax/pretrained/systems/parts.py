@@ -1,4 +1,4 @@
-"""What the tables of whole systems have in common: parts whose names stand under a prefix."""
+"""What whole systems have in common: parts whose names stand under a prefix, sizes by shapes."""
 
 import dataclasses
 import pathlib
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from collections.abc import Mapping as AnyMapping
 from typing import Any
 
-from medflax.pretrained import clip_files, hf_decoders, hugging_face
-from medflax.pretrained.checkpoint import Checkpoint, Options
+from medflax.pretrained import clip_files, hf_decoders, hf_vision, hugging_face, open_clip
+from medflax.pretrained.checkpoint import Checkpoint, Options, under
 from medflax.pretrained.mapping import Mapping
 from medflax.utils import UserError
 
@@ -41,8 +41,10 @@ def count(names: Iterable[str], pattern: str) -> int:
   return sum(regex.fullmatch(name) is not None for name in names)
 
 
-def llama_section(tensors: AnyMapping[str, Any], prefix: str) -> dict[str, Any]:
-  """The `lm` section of a LLaMA by its shapes; heads have 128 channels unless buffers tell.
+def llama_sizes(tensors: AnyMapping[str, Any], prefix: str) -> dict[str, Any]:
+  """A LLaMA's (or Mistral's) config.json by its shapes, with LLaMA's norms and activation.
+
+  Heads have 128 channels unless the buffers of rotary positions tell.
 
   Args:
     prefix: of the names `embed_tokens.weight` and `layers.…`.
@@ -51,7 +53,7 @@ def llama_section(tensors: AnyMapping[str, Any], prefix: str) -> dict[str, Any]:
   vocab_size, width = shape("embed_tokens.weight")
   inverse = f"{prefix}layers.0.self_attn.rotary_emb.inv_freq"
   head_dim = 2 * tensors[inverse].shape[0] if inverse in tensors else LLAMA_HEAD_DIM
-  hf = LLAMA | dict(
+  return LLAMA | dict(
     vocab_size=vocab_size,
     hidden_size=width,
     num_hidden_layers=count(tensors, rf"{re.escape(prefix)}layers\.\d+\.input_layernorm\.weight"),
@@ -59,7 +61,21 @@ def llama_section(tensors: AnyMapping[str, Any], prefix: str) -> dict[str, Any]:
     num_key_value_heads=shape("layers.0.self_attn.k_proj.weight")[0] // head_dim,
     intermediate_size=shape("layers.0.mlp.gate_proj.weight")[0],
   )
-  return hf_decoders.config_from_hf(hf)
+
+
+def language(model_type: str, lm: AnyMapping[str, Any], prefix: str, head: str) -> Mapping:
+  """The table of a language model whose own files have `model.…` and `lm_head.weight`.
+
+  Args:
+    prefix: in place of `model.`.
+    head: before `lm_head.weight`.
+  """
+
+  def rename(key: str) -> str:
+    inner = key.removeprefix("model.")
+    return head + key if inner == key else prefix + inner
+
+  return under("lm", renamed(hf_decoders.mapping(model_type, lm), rename))
 
 
 def clip_sizes(tensors: AnyMapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -92,9 +108,43 @@ def tokenizer_in(path: pathlib.Path) -> dict[str, bytes]:
   return {file.name: file.read_bytes() for file in files}
 
 
-def clip_tower(path: str) -> Checkpoint:
-  """CLIP's tower from a Hugging Face folder or an open_clip file."""
-  clip = pathlib.Path(path)
-  if clip.is_dir():
-    return hugging_face.open_clip_tower(clip)
-  return clip_files.open_tower(clip, Options())
+def clip_tower(path: str, **changes: Any) -> Checkpoint:
+  """CLIP's tower from a Hugging Face folder or an open_clip file, without the final norm.
+
+  Args:
+    changes: of the section; see `hf_vision`.
+  """
+  file = pathlib.Path(path)
+  folder = file.is_dir()
+  tower = hugging_face.open_clip_tower(file) if folder else clip_files.open_tower(file, Options())
+  section = tower.sections["tower"] | changes
+  if section["type"] != "vit":
+    raise UserError(f"{path}: CLIP's tower must be a ViT here")
+  names = hf_vision if folder else open_clip
+  return dataclasses.replace(
+    tower, sections={"tower": section}, mapping=under("tower", names.mapping(section))
+  )
+
+
+def clip_embedding(path: str) -> Checkpoint:
+  """CLIP's image embedding: the class token, normalised and projected."""
+  tensors = clip_tower(path).tensors
+  sizes = {"visual_projection.weight": 0, "visual.proj": 1}
+  found = [tensors[key].shape[axis] for key, axis in sizes.items() if key in tensors]
+  if not found:
+    raise UserError(f"{path}: has no projection, {' or '.join(sizes)}")
+  return clip_tower(path, output="class", final_norm=True, projection=found[0])
+
+
+def cut(tower: Checkpoint, depth: int) -> Checkpoint:
+  """The tower's first layers, the others' tensors ignored."""
+  first = lambda tensor: dataclasses.replace(tensor, layers=tensor.layers[:depth])
+  mapping = {path: first(tensor) for path, tensor in tower.mapping.items()}
+  names = lambda table: {key for tensor in table.values() for key in tensor.keys}
+  rest = sorted(map(re.escape, names(tower.mapping) - names(mapping)))
+  return dataclasses.replace(
+    tower,
+    sections={"tower": tower.sections["tower"] | dict(depth=depth)},
+    mapping=mapping,
+    ignore="|".join([tower.ignore, *rest]),
+  )

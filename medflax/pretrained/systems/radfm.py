@@ -15,7 +15,7 @@ from medflax.pretrained.checkpoint import Checkpoint, Options, under
 from medflax.pretrained.files import open_checkpoint
 from medflax.pretrained.lazy import LazyTensor
 from medflax.pretrained.mapping import Mapping, Tensor
-from medflax.pretrained.systems.naming import count, llama_section, renamed
+from medflax.pretrained.systems.parts import count, language, llama_sizes
 from medflax.utils import UserError
 
 LANGUAGE, REST = "lang_model.", "embedding_layer."
@@ -81,21 +81,20 @@ def config_from_tensors(
     ),
     connector=connector | dict(out_width=tensors[f"{REST}fc.weight"].shape[0]),
     fusion=dict(type="inline"),
-    lm=llama_section(tensors, f"{LANGUAGE}model.")
+    lm=hf_decoders.config_from_hf(llama_sizes(tensors, f"{LANGUAGE}model."))
     | dict(extra_tokens=tensors[f"{REST}figure_token_weight"].shape[0]),
   )
 
 
 def mapping(sections: AnyMapping[str, AnyMapping[str, Any]]) -> Mapping:
   """Where each leaf of a model with these sections stands."""
-  language = hf_decoders.mapping("llama", sections["lm"])
   return {
     **under("tower", radfm_vision.mapping(sections["tower"], f"{REST}vision_encoder.")),
     **under(
       "connector",
       open_flamingo.perceiver(sections["connector"], f"{REST}perceiver.", f"{REST}fc"),
     ),
-    **under("lm", renamed(language, lambda key: LANGUAGE + key)),
+    **language("llama", sections["lm"], f"{LANGUAGE}model.", LANGUAGE),
     "lm/extra_embedding": Tensor(f"{REST}figure_token_weight"),
   }
 
