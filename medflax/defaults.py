@@ -149,20 +149,16 @@ def phantom_fewshot(config: ConfigDict) -> None:
 def phantom_questions(config: ConfigDict) -> None:
   """Generated images with one question each, for systems that read no support examples."""
   config.data.source = "phantom"
-  config.data.train = dict(
-    finding=_entry("finding", 0, 0, 1.0), modality=_entry("modality", 0, 0, 0.5)
-  )
-  asked = dict(type="fewshot_vqa", every=0, split="test", num_episodes=128, num_shots=(0,))
-  config.evals = dict(
-    perplexity=dict(
-      type="perplexity", every=0, task="finding", split="val", num_shots=0, num_documents=128
-    ),
-    modality=dict(**asked, task="modality", max_new_tokens=6),
-    finding=dict(**asked, task="finding", max_new_tokens=6),
-  )
+  tasks = {"finding": 1.0, "modality": 0.5}
   if config.data.max_media.volume:
-    config.data.train.modality_3d = _entry("modality_3d", 0, 0, 0.5)
-    config.evals.modality_3d = dict(config.evals.modality, task="modality_3d")
+    tasks["modality_3d"] = 0.5
+  config.data.train = {task: _entry(task, 0, 0, weight) for task, weight in tasks.items()}
+  perplexity = dict(type="perplexity", every=0, task="finding", split="val", num_shots=0)
+  asked = dict(type="fewshot_vqa", every=0, split="test", num_shots=(0,), max_new_tokens=6)
+  config.evals = dict(
+    perplexity=dict(**perplexity, num_documents=128),
+    **{task: dict(**asked, task=task, num_episodes=128) for task in tasks},
+  )
 
 
 def folder(config: ConfigDict, shots: Sequence[int] = (0, 1, 2, 4)) -> None:
