@@ -22,13 +22,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 from medflax.pretrained import hugging_face
 from medflax.pretrained.checkpoint import Options
 from medflax.pretrained.files import open_checkpoint, write_shards
 from medflax.pretrained.leaves import abstract_leaves
 from medflax.pretrained.mapping import split, their_shape
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 LLAMA_7B = dict(
   model_type="llama",
   vocab_size=32_000,

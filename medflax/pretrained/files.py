@@ -144,7 +144,7 @@ def read_index(path: pathlib.Path) -> dict[str, LazyTensor]:
     text = path.read_text(encoding="utf-8")
     weight_map = json.loads(text, object_pairs_hook=unique)["weight_map"]
     shards = sorted(set(weight_map.values()))
-    if any(pathlib.PurePath(name).name != name for name in shards):
+    if any(not _is_shard(name) for name in shards):
       raise ValueError("shards must lie beside the index")
   except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(f"{path}: is not the index of a sharded checkpoint: {error}") from None
@@ -152,6 +152,12 @@ def read_index(path: pathlib.Path) -> dict[str, LazyTensor]:
   if lost := [name for name, shard in weight_map.items() if name not in opened[shard]]:
     raise UserError(f"{path}: {lost[0]} is not in {weight_map[lost[0]]}, where the index puts it")
   return {name: opened[shard][name] for name, shard in weight_map.items()}
+
+
+def _is_shard(name: str) -> bool:
+  """A bare file name, of no folder ("..") and of no index, which might name itself."""
+  path = pathlib.PurePath(name)
+  return path.name == name and path.suffix in (".safetensors", ".bin")
 
 
 READERS: dict[str, Callable[[pathlib.Path], dict[str, LazyTensor]]] = {

@@ -20,7 +20,7 @@ from medflax.pretrained.gguf_files import read_gguf
 from medflax.pretrained.gguf_tokenizer import tokenizer_files
 from medflax.pretrained.lazy import LazyTensor
 from medflax.pretrained.mapping import Mapping
-from medflax.utils import pick
+from medflax.utils import UserError, pick
 
 # What a folder's tokenizer is made of.
 TOKENIZER_FILES = (
@@ -59,8 +59,10 @@ def open_folder(path: pathlib.Path, options: Options) -> Checkpoint:
   hf = read_json(path / "config.json")
   files = [path / name for name in TOKENIZER_FILES if (path / name).is_file()]
   tokenizer = {file.name: file.read_bytes() for file in files}
-  fit = _fit(hf, options, str(path / "config.json"))
-  return _checkpoint(hf, fit, open_checkpoint(path), tokenizer)
+  where = str(path / "config.json")
+  family, tensors = _family(hf, where), open_checkpoint(path)
+  _check_depth(hf, len(tensors), where)
+  return _checkpoint(hf, _fit(family, hf, options, where), tensors, tokenizer)
 
 
 def open_gguf(path: pathlib.Path, options: Options) -> Checkpoint:
@@ -80,7 +82,8 @@ def open_clip_tower(path: pathlib.Path) -> Checkpoint:
 def table(origin: AnyMapping[str, Any]) -> Mapping:
   """The table of a folder that was imported."""
   options = Options(xattn_every=origin.get("xattn_every", 1))
-  fit = _fit(origin["config"], options, "origin.json")
+  hf, where = origin["config"], "origin.json"
+  fit = _fit(_family(hf, where), hf, options, where)
   return under(fit.part, fit.mapping)
 
 
@@ -101,11 +104,46 @@ def _checkpoint(
   )
 
 
-def _fit(hf: dict[str, Any], options: Options, where: str) -> Fit:
-  kind = hf.get("model_type", "")
+Family = Callable[[dict[str, Any], Options], Fit]
+
+
+def _family(hf: dict[str, Any], where: str) -> Family:
+  kind = str(hf.get("model_type", ""))
   if kind not in FAMILIES:
-    kind = hf.get("vision_config", hf).get("model_type", "")
-  return pick(FAMILIES, kind, f"model_type of {where}:")(hf, options)
+    kind = str(_nested(hf, "vision_config").get("model_type", ""))
+  return pick(FAMILIES, kind, f"model_type of {where}:")
+
+
+def _fit(family: Family, hf: dict[str, Any], options: Options, where: str) -> Fit:
+  """Where the model belongs.
+
+  Raises:
+    UserError: for a field that is missing or of another kind.
+  """
+  try:
+    return family(hf, options)
+  except UserError:
+    raise
+  except KeyError as error:
+    raise UserError(f"{where}: lacks the field {error}") from None
+  except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+    raise UserError(f"{where}: has a field that no such model has: {error}") from None
+
+
+def _nested(hf: dict[str, Any], name: str) -> dict[str, Any]:
+  section = hf.get(name, hf)
+  return section if isinstance(section, dict) else hf
+
+
+def _check_depth(hf: dict[str, Any], count: int, where: str) -> None:
+  """Refuses more layers than tensors before a table has a row for each."""
+  for section in (hf, *(_nested(hf, name) for name in ("vision_config", "text_config"))):
+    depths = {name: section[name] for name in DEPTHS if isinstance(section.get(name), int)}
+    if deep := [name for name, depth in depths.items() if depth > count]:
+      raise UserError(f"{where}: {deep[0]} = {depths[deep[0]]}, but there are {count} tensors")
+
+
+DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
 
 
 def _as_in_table(tensors: AnyMapping[str, LazyTensor], fit: Fit) -> dict[str, LazyTensor]:
@@ -167,7 +205,7 @@ def _captioner(hf: dict[str, Any], _: Options) -> Fit:
   return Fit("captioner", section, hf_captioners.mapping(section), hf_captioners.IGNORE)
 
 
-FAMILIES: dict[str, Callable[[dict[str, Any], Options], Fit]] = {
+FAMILIES: dict[str, Family] = {
   **dict.fromkeys(hf_decoders.FAMILIES, _decoder),
   **dict.fromkeys(hf_encoders.FAMILIES, _encoder),
   **dict.fromkeys(hf_encoder_decoders.FAMILIES, _encoder_decoder),

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping as AnyMapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
@@ -94,7 +95,7 @@ def check(
   """Compares names and shapes, reading nothing; see `to_ours`.
 
   Raises:
-    UserError: naming what is missing, unexpected or misshapen.
+    UserError: naming what is missing, unexpected, misshapen or no weight.
   """
   wanted = {path: mapping[path] for path in abstract if path in mapping}
   known = {key for tensor in mapping.values() for key in tensor.keys}
@@ -103,6 +104,7 @@ def check(
     "without a counterpart": [path for path in abstract if path not in mapping],
     "unexpected": [k for k in source if k not in known and not re.fullmatch(ignore, k)],
     "misshapen": list(_misshapen(wanted, abstract, source)),
+    "no floating-point numbers": list(_integers(wanted, source)),
   }
   if told := [f"{kind}: {_listed(names)}" for kind, names in wrong.items() if names]:
     raise UserError("the checkpoint does not fit the model; " + "; ".join(told))
@@ -201,6 +203,13 @@ def _misshapen(
     for key in tensor.keys:
       if key in source and _cut_shape(tensor, tuple(source[key].shape)) != expected:
         yield f"{key} {tuple(source[key].shape)} for {path} {shape}"
+
+
+def _integers(wanted: Mapping, source: AnyMapping[str, Any]) -> Iterator[str]:
+  for tensor in wanted.values():
+    for key in tensor.keys:
+      if key in source and not jnp.issubdtype(source[key].dtype, jnp.floating):
+        yield f"{key} {source[key].dtype}"
 
 
 def _foreign_shape(tensor: Tensor, inner: tuple[int, ...]) -> tuple[int, ...]:
