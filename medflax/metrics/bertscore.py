@@ -6,6 +6,7 @@ bert-score without rescaling, and without torch.
 
 import collections
 import functools
+import itertools
 import math
 import os
 import pathlib
@@ -26,6 +27,8 @@ from medflax.pretrained.checkpoint import read_json
 from medflax.pretrained.files import open_checkpoint
 from medflax.pretrained.mapping import to_ours
 from medflax.utils import UserError
+
+Pair = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a prediction and a reference
 
 NAMES = ("precision", "recall", "f1")
 _EMPTY = 2  # tokens of an empty text: the first and the last
@@ -70,14 +73,14 @@ def greedy_cosine(
 class BertScore:
   """Precision, recall and F1 of predictions, at a layer of the encoder in `folder`."""
 
-  def __init__(self, folder: str | os.PathLike, *, layer: int, batch_size: int = 32):
+  def __init__(self, folder: str | os.PathLike, *, layer: int, batch_tokens: int = 1024):
     """Reads the weights.
 
     Args:
       folder: of Hugging Face, with the tokenizer: BERT, PubMedBERT, RoBERTa and the like.
       layer: whose output is compared; 0: the embeddings. bert-score takes 9 of
         bert-base-uncased's 12 and 17 of roberta-large's 24.
-      batch_size: pairs of texts at once.
+      batch_tokens: on each side at once, padding included: what the memory is needed for.
 
     Raises:
       UserError: if the folder lacks something, or the model that layer.
@@ -90,7 +93,7 @@ class BertScore:
     section |= dict(depth=max(layer, 1), lm_head=False, pooler=False)
     self._model = Encoder(**{name: x for name, x in section.items() if name != "type"})
     self._params = _read(folder, self._model, section)
-    self._layer, self._batch_size = layer, batch_size
+    self._layer, self._batch_tokens = layer, batch_tokens
     import transformers  # seconds to import
 
     try:
@@ -146,10 +149,12 @@ class BertScore:
     ]
     weights = inverse_frequency([theirs for _, theirs in pairs]) if idf else self._plain_weights()
     distinct = sorted(set(pairs), key=lambda pair: (max(map(len, pair)), pair))
-    scored: dict[tuple, Float[np.ndarray, " 3"]] = {}
-    for start in range(0, len(distinct), self._batch_size):
-      batch = distinct[start : start + self._batch_size]
-      scored |= zip(batch, self._score_batch(batch, weights), strict=True)
+    scored: dict[Pair, Float[np.ndarray, " 3"]] = {}
+    for width, group in itertools.groupby(distinct, self._width):
+      same, rows = list(group), max(1, self._batch_tokens // width)
+      for start in range(0, len(same), rows):
+        batch = same[start : start + rows]
+        scored |= zip(batch, self._score_batch(batch, (rows, width), weights), strict=True)
     best = np.full((len(predictions), len(NAMES)), -np.inf)
     np.maximum.at(best, owners, np.array([scored[pair] for pair in pairs]).reshape(-1, 3))
     return dict(zip(NAMES, best.T, strict=True))
@@ -158,15 +163,15 @@ class BertScore:
     ends = (self._tokenizer.cls_token_id, self._tokenizer.sep_token_id)
     return collections.defaultdict(lambda: 1.0, dict.fromkeys(ends, 0.0))
 
-  def _score_batch(
-    self, pairs: Sequence[tuple[tuple[int, ...], ...]], weights: Mapping[int, float]
-  ) -> Float[np.ndarray, "n 3"]:
+  def _width(self, pair: Pair) -> int:
     # Always some padding, so that no score depends on what else is in the batch.
-    longest = max(len(ids) for pair in pairs for ids in pair) + 1
-    width = min(-(-longest // _BUCKET) * _BUCKET, self._max_tokens)
-    shape = (2, self._batch_size, width)
-    tokens, scales = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    lengths = np.zeros(shape[:2], np.int32)
+    return min(-(-(max(map(len, pair)) + 1) // _BUCKET) * _BUCKET, self._max_tokens)
+
+  def _score_batch(
+    self, pairs: Sequence[Pair], shape: tuple[int, int], weights: Mapping[int, float]
+  ) -> Float[np.ndarray, "n 3"]:
+    tokens, scales = np.zeros((2, *shape), np.int32), np.zeros((2, *shape), np.float32)
+    lengths = np.zeros((2, shape[0]), np.int32)
     for row, pair in enumerate(pairs):
       for side, ids in enumerate(pair):
         tokens[side, row, : len(ids)] = ids

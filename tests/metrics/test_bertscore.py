@@ -72,7 +72,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scorer(folder):
-  return BertScore(folder, layer=1, batch_size=4)
+  return BertScore(folder, layer=1, batch_tokens=128)
 
 
 def matching(*inputs):
@@ -145,7 +145,7 @@ def test_scores_are_those_of_the_hidden_states(scorer):
 @pytest.mark.parametrize("idf", [False, True])
 def test_a_score_does_not_depend_on_the_batch(scorer, folder, idf):
   together = scorer(PREDICTIONS, REFERENCES, idf=idf)
-  other = BertScore(folder, layer=1, batch_size=1)(PREDICTIONS, REFERENCES, idf=idf)
+  other = BertScore(folder, layer=1, batch_tokens=1)(PREDICTIONS, REFERENCES, idf=idf)
   for name, scores in together.items():
     np.testing.assert_allclose(scores, other[name], atol=1e-6)
     assert scores[1] == 0 and np.isfinite(scores).all()
