@@ -67,7 +67,8 @@ def td(config: ConfigDict) -> None:
 
 def te(config: ConfigDict) -> None:
   """Text encoder: its states and the visual tokens pass a block, and fill masks in."""
-  # The number of masks is not told by the answer's length, as it is in their code.
+  # There are always as many masks as an evaluation has; in their code the answer's length tells.
+  config.data.answer_tokens = 8
   config.prompt.end = "</s>"
   config.data.media_mark = ""  # all of the text sees the image
   config.model.objective = dict(type="masked", mask_id=2)  # </s>

@@ -60,7 +60,7 @@ def full(config: ConfigDict) -> None:
 def tiny(config: ConfigDict) -> None:
   """The same at the size of a test; all of it is trained."""
   phantom_scale(config)
-  config.data.update(dict(max_tokens=320, max_media=dict(image=0, volume=0)))
+  config.data.update(dict(max_tokens=192, max_media=dict(image=0, volume=0)))
   config.model.lm = dict(
     type="decoder",
     **dict(vocab_size=1032, width=64, depth=2, heads=4, kv_heads=4, mlp_width=128),

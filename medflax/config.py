@@ -46,6 +46,7 @@ SCHEMA = {
     "max_media": Mapping,
     "media_mark": str,
     "media_tokens": int,
+    "answer_tokens": int,
     "media_rule": str,
     "num_workers": int,
     "packing_bins": int,
@@ -96,8 +97,9 @@ POSITIVE = (
   *("train.max_bad_steps", "optimizer.accumulate", "checkpoint.keep"),
 )
 NOT_NEGATIVE = (
-  *("seed", "data.num_workers", "data.media_tokens", "train.z_loss", "train.ema", "optimizer.lr"),
-  *("optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "checkpoint.every"),
+  *("seed", "data.num_workers", "data.media_tokens", "data.answer_tokens"),
+  *("train.z_loss", "train.ema", "optimizer.lr", "optimizer.warmup_steps"),
+  *("optimizer.weight_decay", "optimizer.clip_norm", "checkpoint.every"),
 )
 
 

@@ -42,6 +42,7 @@ def base_config(name: str, variant: str) -> ConfigDict:
     max_media=dict(image=9, volume=0),  # slots of a packed row; -1: as many as the data need
     media_mark="<image>",  # stands for a media item in the text; "": nothing does
     media_tokens=0,  # of a media item inline, between the text's tokens; 0: it is not inline
+    answer_tokens=0,  # a shorter answer's end is repeated up to these; 0: it is there once
     media_rule="prev_image",  # or "next_image", "all_prev"
     num_workers=0,
     packing_bins=8,
@@ -136,7 +137,7 @@ def phantom_fewshot(config: ConfigDict) -> None:
     perplexity=dict(type="perplexity", every=200, task="binding", split="val", targets="repeated"),
     binding=dict(**fewshot, task="binding", num_shots=(0, 1, 2, 4, 8), max_new_tokens=3),
     modality=dict(**fewshot, task="modality", num_shots=(0,), max_new_tokens=4),
-    finding=dict(**fewshot, task="finding", num_shots=(0,), max_new_tokens=6),
+    finding=dict(**fewshot, task="finding", num_shots=(0,)),
   )
   if volumes:
     config.data.train.update(

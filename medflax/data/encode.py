@@ -46,8 +46,9 @@ MEDIA_RULES: dict[str, Callable[[Bool[np.ndarray, " t"]], MediaLinks]] = {
 
 
 def media_options(config: Any) -> dict[str, Any]:
-  """What `encode_document` is to know of `config.data`: how media stand in the text."""
-  return {name: getattr(config, name) for name in ("media_rule", "media_mark", "media_tokens")}
+  """What `encode_document` is to know of `config.data`: how media and answers stand in the text."""
+  names = ("media_rule", "media_mark", "media_tokens", "answer_tokens")
+  return {name: getattr(config, name) for name in names}
 
 
 class Encoded(TypedDict):
@@ -94,6 +95,13 @@ class _Chunk:
     self.tokens += ids
     self.roles += [roles[bisect.bisect_left(stops, end)] for end in ends]
 
+  def fill_answer(self, count: int) -> None:
+    """Repeats what ends the targets until there are `count`."""
+    is_target = lambda role: role == _TARGET
+    targets = sum(1 for _ in itertools.takewhile(is_target, reversed(self.roles)))
+    for _ in range(count - targets if targets else 0):
+      self.add(self.tokens[-1], _TARGET)
+
 
 def _parts(document: Document) -> list[Sequence[Segment]]:
   """The head, then one part for each of `document.starts`."""
@@ -132,6 +140,7 @@ def encode_document(
   media_rule: str,
   media_mark: str = IMAGE_TOKEN,
   media_tokens: int = 0,
+  answer_tokens: int = 0,
   max_tokens: int | None = None,
   max_media: Mapping[str, int] | None = None,
 ) -> Encoded:
@@ -149,12 +158,16 @@ def encode_document(
     media_mark: the special token that stands for a media item of whatever kind, unless it is
       inline; "": nothing does, and every token may see all media of its document.
     media_tokens: inline tokens of a media item; 0: media are not inline.
+    answer_tokens: what ends an answer to be learned is repeated until it has so many, so that
+      its length tells a model that fills masks nothing; 0: it stands there once.
     max_tokens, max_media: the bounds, media by kind; None: unbounded.
 
   Raises:
     UserError: naming the document, if it does not fit even so.
   """
   head, *chunks = (_chunk(part, tokenizer, media_mark, media_tokens) for part in _parts(document))
+  for chunk in chunks:
+    chunk.fill_answer(answer_tokens)
   if document.bos and tokenizer.bos_id is not None:
     head.tokens.insert(0, tokenizer.bos_id)
     head.roles.insert(0, _MARK)

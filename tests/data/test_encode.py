@@ -245,6 +245,21 @@ def test_a_sample_is_dropped_whole_wherever_its_media_stand():
   assert cut["dropped_chunks"] == 1
 
 
+@given(st.lists(st.sampled_from(["a", "left", "a long answer"]), min_size=1, max_size=3))
+def test_answers_are_filled_up_with_their_end(answers):
+  plain, filled = (encode(document(*answers), answer_tokens=n) for n in (0, 12))
+  end = TOKENIZER.special_id("<|endofchunk|>")
+  lengths = [len(TOKENIZER.encode(f" {answer}")) + 1 for answer in answers]
+  assert plain["loss_mask"].sum() == sum(lengths) and max(lengths) < 12
+  assert filled["loss_mask"].sum() == 12 * len(answers)
+  assert (filled["tokens"] == end).sum() == sum(12 - n + 1 for n in lengths)
+  kept = np.ones(len(filled["tokens"]), bool)  # without the ends behind ends, as it was
+  kept[1:] = (filled["tokens"][1:] != end) | (filled["tokens"][:-1] != end)
+  assert filled["tokens"][kept].tolist() == plain["tokens"].tolist()
+  asked = document(*answers, with_answer=False)
+  assert len(encode(asked, answer_tokens=12)["tokens"]) == len(encode(asked)["tokens"])
+
+
 def test_without_a_mark_every_token_may_see_all_media():
   encoded = encode(document("left", "right"), media_mark="")
   assert TOKENIZER.special_id("<image>") not in encoded["tokens"]

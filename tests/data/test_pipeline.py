@@ -74,6 +74,7 @@ def make_config(workers=0, batch_size=4, max_tokens=48, **train):
     "max_media": {"image": 5, "volume": 0},
     "media_mark": "<image>",
     "media_tokens": 0,
+    "answer_tokens": 0,
     "media_rule": "prev_image",
     "num_workers": workers,
     "packing_bins": 6,

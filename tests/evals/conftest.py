@@ -124,7 +124,7 @@ def make_context(tokenizer, tmp_path):
       dataset=dataset,
       prompt=Prompt(),
       data_config=types.SimpleNamespace(
-        media_rule="prev_image", media_mark="<image>", media_tokens=0
+        media_rule="prev_image", media_mark="<image>", media_tokens=0, answer_tokens=0
       ),
       seed=0,
       workdir=tmp_path,
