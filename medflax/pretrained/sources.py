@@ -9,6 +9,7 @@ from typing import Any
 from medflax.pretrained import clip_files, flamingo_files, hugging_face
 from medflax.pretrained.checkpoint import Checkpoint, Options
 from medflax.pretrained.mapping import Mapping
+from medflax.pretrained.systems import gemma3_vlm, llava, medvint, prefix_vqa, radfm
 from medflax.utils import pick
 
 
@@ -32,6 +33,14 @@ SOURCES: dict[str, Source] = {
   "pmc_clip": Source(clip_files.open_pmc_clip, clip_files.table),
   "open_flamingo": Source(flamingo_files.open_model, flamingo_files.table),
   "med_flamingo": Source(flamingo_files.open_model, flamingo_files.table),
+  "radfm": Source(radfm.open_model, radfm.table),
+  "medvint_td": Source(medvint.open_td, medvint.table),
+  "medvint_te": Source(medvint.open_te, medvint.table),
+  "prefix_vqa": Source(prefix_vqa.open_model, prefix_vqa.table),
+  "llava": Source(llava.open_folder, llava.table),
+  "llava_med": Source(llava.open_folder, llava.table),
+  "gemma3_vlm": Source(gemma3_vlm.open_folder, gemma3_vlm.table),
+  "medgemma": Source(gemma3_vlm.open_folder, gemma3_vlm.table),
 }
 
 

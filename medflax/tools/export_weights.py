@@ -90,7 +90,8 @@ def export_weights(
   """
   if there := sorted(to.glob("model*.safetensors")):
     raise UserError(f"{there[0]} exists; remove it or choose another folder")
-  origin, ours = read_json(imported / ORIGIN), _merged(ours)
+  origin = read_json(imported / ORIGIN)
+  ours = _merged(ours, origin.get("lora", {}))
   mapping = {path: tensor for path, tensor in table(origin).items() if path in ours}
   if not mapping:
     raise UserError(f"there are none of the leaves that {imported / ORIGIN} tells of")
@@ -114,7 +115,8 @@ def export_weights(
     write_atomic(to / CONFIG, json.dumps(origin["config"], indent=2) + "\n")
   for file in sorted((imported / TOKENIZER).glob("*")):
     write_atomic(to / file.name, file.read_bytes())
-  return sorted(ours.keys() - mapping.keys())
+  left = (path for path in ours if path not in mapping)
+  return sorted(path for path in left if not re.fullmatch(peft.SETTINGS, path))
 
 
 def export_adapter(ours: Weights, imported: pathlib.Path, to: pathlib.Path) -> None:
@@ -133,14 +135,25 @@ def export_adapter(ours: Weights, imported: pathlib.Path, to: pathlib.Path) -> N
   write_adapter(to, adapters, table(origin), base_model=name)
 
 
-def _merged(ours: Weights) -> dict[str, LazyTensor]:
-  """The leaves with LoRA added to their kernels, each as it is read."""
-  base = {path: x for path, x in ours.items() if not re.fullmatch(peft.MERGED, path)}
+def _merged(ours: Weights, kept: Mapping[str, Sequence[int | float]]) -> dict[str, LazyTensor]:
+  """The leaves with LoRA added to their kernels, each as it is read.
+
+  Args:
+    kept: rank and alpha of those that the format itself has a place for, by the kernel's path.
+  """
+  base = dict(ours)
   for path in ours:
-    if path.endswith("/lora_a"):
-      module = path.removesuffix("lora_a")
+    module = path.removesuffix("lora_a")
+    if path.endswith("/lora_a") and not _fits(ours, module, kept):
+      base = {p: x for p, x in base.items() if not re.fullmatch(f"{module}lora_.*", p)}
       base[f"{module}kernel"] = _with_lora(ours, module)
   return base
+
+
+def _fits(ours: Weights, module: str, kept: Mapping[str, Sequence[int | float]]) -> bool:
+  rank, alpha = kept.get(f"{module}kernel", (0, 0))
+  scales = np.asarray(ours[f"{module}lora_scale"])
+  return rank == ours[f"{module}lora_a"].shape[-1] and np.allclose(rank * scales, alpha)
 
 
 def _with_lora(ours: Weights, module: str) -> LazyTensor:

@@ -102,8 +102,11 @@ def main(argv: Sequence[str]) -> int:
     "--add-tokens", type=int, default=0, help="so many rows for new tokens, the mean of the others"
   )
   parser.add_argument("--adapter", type=pathlib.Path, help="a folder of the peft library's")
+  parser.add_argument(
+    "--merge-lora", action="store_true", help="add a LoRA in the checkpoint to what it adapts"
+  )
   flags = parser.parse_args(argv)
-  options = Options(lm=flags.lm, vision=flags.vision, xattn_every=flags.xattn_every)
+  options = Options(flags.lm, flags.vision, flags.xattn_every, flags.merge_lora)
   try:
     checkpoint = pick(SOURCES, flags.source, "source").open(flags.path, options)
     if flags.add_tokens:

@@ -31,7 +31,7 @@ def decoder(case: Case) -> Iterator[Result]:
     image_size=images.shape[1],
     clip_heads=tower["num_attention_heads"] if isinstance(tower, dict) else 0,
     query_heads=_told(case, "decoder", r"(\d+) heads"),
-    alpha=_told(case, "note", r"alpha ?(\d+)"),
+    alpha=1.0 * _told(case, "note", r"alpha ?(\d+)"),
   )
   make = lambda tensors, **options: System(medvint.td_checkpoint(tensors, untold, **options))
   system = make(dict(case.weights))
@@ -97,7 +97,7 @@ def encoder(case: Case) -> Iterator[Result]:
     image_size=images.shape[1],
     query_heads=_told(case, "qformer", r"(\d+) heads"),
     fused_heads=_told(case, "fusion", r"(\d+) heads"),
-    alpha=_told(case, "lora", r"alpha ?(\d+)"),
+    alpha=1.0 * _told(case, "lora", r"alpha ?(\d+)"),
   )
   # Nothing in a case tells the heads of its CLIP but what the tower returns.
   width = want.shape[-1]

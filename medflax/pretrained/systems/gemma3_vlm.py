@@ -4,6 +4,7 @@ What stands before the names of a part differs with the version of transformers 
 and is found.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping as AnyMapping
 from typing import Any
@@ -30,15 +31,11 @@ MARKS = dict(
 def open_folder(path: pathlib.Path, _: Options) -> Checkpoint:
   """A folder of transformers', with its tokenizer."""
   hf = read_json(path / "config.json")
-  return checkpoint(hf, open_checkpoint(path), tokenizer=parts.tokenizer_in(path))
+  model = checkpoint(hf, open_checkpoint(path))
+  return dataclasses.replace(model, tokenizer=parts.tokenizer_in(path))
 
 
-def checkpoint(
-  hf: AnyMapping[str, Any],
-  tensors: dict[str, LazyTensor],
-  *,
-  tokenizer: AnyMapping[str, bytes] = {},
-) -> Checkpoint:
+def checkpoint(hf: AnyMapping[str, Any], tensors: dict[str, LazyTensor]) -> Checkpoint:
   """What a config.json and its tensors make.
 
   Raises:
@@ -49,7 +46,7 @@ def checkpoint(
   origin = dict(source="gemma3_vlm", config=hf, sections=sections, names=names)
   unused = hf_vision.unused(sections["tower"], names["tower"])
   ignore = rf"{unused}|.*({hf_decoders.ignored(TEXT, sections['lm'])})"
-  return Checkpoint(sections, table(origin), tensors, ignore, origin, tokenizer=dict(tokenizer))
+  return Checkpoint(sections, table(origin), tensors, ignore, origin)
 
 
 def config_from_hf(hf: AnyMapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ part differs with the version that wrote them, and is found. An original folder 
 tower, which is then CLIP's own.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping as AnyMapping
 from typing import Any
@@ -35,8 +36,8 @@ OUTPUTS = {"default": "patches", "patch": "patches", "full": "tokens", "cls_patc
 def open_folder(path: pathlib.Path, options: Options) -> Checkpoint:
   """A folder of either kind, with its tokenizer."""
   hf = read_json(path / "config.json")
-  tensors = open_checkpoint(path)
-  return checkpoint(hf, tensors, vision=options.vision, tokenizer=parts.tokenizer_in(path))
+  model = checkpoint(hf, open_checkpoint(path), vision=options.vision)
+  return dataclasses.replace(model, tokenizer=parts.tokenizer_in(path))
 
 
 def checkpoint(
@@ -44,7 +45,6 @@ def checkpoint(
   tensors: dict[str, LazyTensor],
   *,
   vision: str = "",
-  tokenizer: AnyMapping[str, bytes] = {},
 ) -> Checkpoint:
   """What a config.json and its tensors make.
 
@@ -85,7 +85,6 @@ def checkpoint(
     tensors | tower.tensors,
     unused,
     origin,
-    tokenizer=dict(tokenizer),
   )
 
 

@@ -6,6 +6,7 @@ and `q_proj.lora_A.default.weight`. Ours is the first.
 
 import re
 from collections.abc import Mapping as AnyMapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,21 +29,23 @@ def one_spelling(tensors: Tensors) -> Tensors:
   return {spelled(key).replace(".base_layer.", "."): x for key, x in tensors.items()}
 
 
-def ranks(mapping: Mapping, tensors: AnyMapping[str, Any]) -> dict[str, int]:
-  """The ranks of the adapted kernels by our path."""
+def adapted(
+  mapping: Mapping, tensors: AnyMapping[str, Any], alpha: float
+) -> dict[str, tuple[int, float]]:
+  """Rank and alpha by the path of the adapted kernel."""
   found = {}
   for path, tensor in mapping.items():
     key = tensor.key.format(*tensor.layers[:1]).removesuffix("weight") + "lora_A.weight"
     if key in tensors:
-      found[path] = tensors[key].shape[0]
+      found[path] = tensors[key].shape[0], alpha
   return found
 
 
-def rows(mapping: Mapping, ranks: AnyMapping[str, int]) -> Mapping:
-  """Where the leaves of `medflax.peft` stand."""
+def rows(mapping: Mapping, kernels: AnyMapping[str, Sequence[int | float]]) -> Mapping:
+  """Where the leaves of `medflax.peft` stand; `kernels` are from `adapted`."""
   found: Mapping = {}
-  for path, rank in ranks.items():
-    factors = lora_tensors(mapping[path], rank)
+  for path, (rank, _) in kernels.items():
+    factors = lora_tensors(mapping[path], int(rank))
     found |= {path.removesuffix("kernel") + name: tensor for name, tensor in factors.items()}
   return renamed(found, lambda key: key.removeprefix(PREFIX))
 

@@ -45,7 +45,7 @@ class Untold:
   clip_heads: int = 0
   query_heads: int = 8
   fused_heads: int = 8
-  alpha: float = 32
+  alpha: float = 32.0
 
 
 TD, TE = Untold(), Untold(query_heads=4)
@@ -101,7 +101,7 @@ def _checkpoint(
   tensors = lora.merged(tensors, untold.alpha) if merge_lora else tensors
   origin = dict(source=source, sections=sections, language=_language(tensors))
   base = MAPPINGS[source](sections, origin["language"])
-  origin["lora"] = lora.ranks(base, tensors)
+  origin["lora"] = lora.adapted(base, tensors, untold.alpha)
   adapters = {}
   if origin["lora"]:
     options = dict(alpha=untold.alpha, dropout=DROPOUT)
