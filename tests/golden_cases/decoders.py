@@ -75,13 +75,19 @@ def decoder(case: Case) -> Iterator[Result]:
 
 
 def in_bfloat16(model, params, ids, want, alone: float) -> Result:
-  """Logits computed in bfloat16; `alone` is the error of rounding the weights and nothing else."""
+  """Logits computed in bfloat16.
+
+  Args:
+    alone: the error of rounding the weights and nothing else, float32 otherwise. Where random
+      weights make so much of it that PyTorch in bfloat16 exceeds the tolerance too (Gemma, LLaMA,
+      Qwen), thrice this is allowed: activations are rounded as often, before and behind.
+  """
   slots, seen = jnp.arange(ids.shape[1]), jnp.ones_like(ids)
   inside = causal_mask(slots, seen, slots, seen)
   positions = jnp.broadcast_to(slots, ids.shape)
   logits, _ = jax.jit(model.apply)(params, ids, positions, inside, None, None)
   result = compare(f"logits in bfloat16 (weights alone {alone:.1e})", logits, want)
-  return dataclasses.replace(result, tolerance=BFLOAT16_TOLERANCE)
+  return dataclasses.replace(result, tolerance=max(BFLOAT16_TOLERANCE, 3 * alone))
 
 
 CHECKS: dict[str, Check] = {"hf_decoders": decoder}
