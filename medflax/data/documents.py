@@ -33,11 +33,13 @@ ENDLESS = 2**31 - 1
 class Text:
   """A run of plain text: a special token's name in it is spelt out, never taken as that token.
 
-  `loss`: whether the model is trained to produce it.
+  `loss`: whether the model is trained to produce it. `apart`: whether it is tokenised by itself
+  and not in one piece with the text before it.
   """
 
   text: str
   loss: bool = False
+  apart: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,8 +213,13 @@ class Prompt:
     return text if placed else shown + text
 
   def answer_segments(self, sample: Sample, loss: bool) -> list[Segment]:
-    """A sample's answer and what ends it."""
+    """A sample's answer and what ends it.
+
+    Behind a space it is tokenised apart, as it is generated: no token may have the space too.
+    """
     text = self._fill("answer", sample, loss, [])
+    if text and isinstance(text[0], Text) and self.question.endswith(" "):
+      text[0] = dataclasses.replace(text[0], apart=True)
     return [*text, Special(self.end, loss)] if self.end else text
 
   def _fill(

@@ -6,7 +6,7 @@ The batch contract is in docs/design.md; this module fills its keys.
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -112,13 +112,24 @@ def _parts(document: Document) -> list[Sequence[Segment]]:
   return [segments[a:b] for a, b in itertools.pairwise((0, *starts, len(segments)))]
 
 
+def _pieces(texts: Iterable[Text]) -> list[list[Text]]:
+  """Neighbouring texts, by what is tokenised together."""
+  pieces: list[list[Text]] = [[]]
+  for text in texts:
+    if text.apart:
+      pieces.append([])
+    pieces[-1].append(text)
+  return [piece for piece in pieces if piece]
+
+
 def _chunk(
   segments: Sequence[Segment], tokenizer: Tokenizer, media_mark: str, media_tokens: int
 ) -> _Chunk:
   chunk = _Chunk()
   for is_text, run in itertools.groupby(segments, lambda segment: isinstance(segment, Text)):
     if is_text:
-      chunk.add_texts(list(run), tokenizer)
+      for texts in _pieces(run):
+        chunk.add_texts(texts, tokenizer)
       continue
     for segment in run:
       if isinstance(segment, Special):

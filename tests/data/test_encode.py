@@ -260,6 +260,16 @@ def test_answers_are_filled_up_with_their_end(answers):
   assert len(encode(asked, answer_tokens=12)["tokens"]) == len(encode(asked)["tokens"])
 
 
+def test_an_answer_behind_a_space_is_tokenised_as_it_is_generated():
+  prompt = Prompt(question="question: {question} answer ", answer="{answer}", bos=False)
+  episode = Episode(sample("left"), (sample("right"),))
+  asked, told = (encode(episode_document(episode, prompt, with_answer=x)) for x in (False, True))
+  start = len(asked["tokens"])
+  assert told["tokens"][:start].tolist() == asked["tokens"].tolist()
+  assert told["tokens"][start:-1].tolist() == TOKENIZER.encode("left")
+  assert told["loss_mask"][start:].all()
+
+
 def test_without_a_mark_every_token_may_see_all_media():
   encoded = encode(document("left", "right"), media_mark="")
   assert TOKENIZER.special_id("<image>") not in encoded["tokens"]
