@@ -1,4 +1,4 @@
-"""MedPix 2.0 as a folder data set: which modality and which plane a CT or MR image shows.
+"""MedPix 2.0 as a folder data set: modality, plane and caption of CT and MR images.
 
   python examples/medpix_manifest.py --from MEDPIX_DIR --to data/medpix
   python -m medflax.main --config=configs/flamingo_med.py:variant=small,data=folder \
@@ -8,7 +8,8 @@ MEDPIX_DIR holds Descriptions.json, images/ and vqa_templated/{train,dev}.json (
 "MedPix 2.0", 2025). The official dev cases become the test split; a tenth of the official training
 cases, by a hash of their names, becomes the validation split. Groups are cases. Images are copied,
 scaled down to at most 256 pixels a side. Photographs, drawings and gross pathology are left out;
-views that are none of the three planes get no question about the plane.
+views that are none of the three planes get no question about the plane, images without a caption
+none to describe it.
 """
 
 import collections
@@ -74,6 +75,14 @@ def records(image: dict[str, Any], split: str) -> Iterator[dict[str, Any]]:
       "question": "Which plane does this image show: axial, sagittal or coronal?",
       "answer": PLANES[plane],
       "choices": sorted(set(PLANES.values())),
+      **shared,
+    }
+  if caption := " ".join((description.get("Caption") or "").split()):
+    yield {
+      "id": f"{name}-caption",
+      "task": "caption",
+      "question": "What does this image show?",
+      "answer": caption,
       **shared,
     }
 

@@ -28,6 +28,7 @@ from medflax.evals import base
 from medflax.evals.trials import CONTROLS, LEFT_OUT, Trial, check_support, without_media
 from medflax.inference import decode
 from medflax.metrics.intervals import Measurement, bootstrap
+from medflax.metrics.scorers import METRICS
 from medflax.metrics.text import normalise
 
 # Prompts share a program with all of up to so many shots; compiling costs more than padding.
@@ -45,6 +46,7 @@ class Settings:
   Attributes:
     num_shots: the numbers of support samples to evaluate.
     num_episodes: questions at each number of shots, or all there are if fewer.
+    metrics: of the answers, names in `metrics.scorers.METRICS`.
     controls: which of `CONTROLS` to run.
     num_pictured: questions at each number of shots whose media are saved as pictures.
     slice_by: keys, "task" or those of `Sample.meta`, each of whose values is reported by itself
@@ -55,6 +57,7 @@ class Settings:
   split: str = "val"
   num_shots: tuple[int, ...] = (0, 1, 2, 4, 8)
   num_episodes: int = 512
+  metrics: tuple[str, ...] = ("exact_match",)
   controls: tuple[str, ...] = ("shuffled", "no_image")
   max_new_tokens: int = 8
   batch_size: int = 128
@@ -70,6 +73,8 @@ class FewshotVQA:
     self.settings = base.read_settings(Settings, name, config)
     base.check_task(name, self.settings.task, context.dataset)
     base.check_names(name, "controls", self.settings.controls, CONTROLS)
+    base.check_names(name, "metrics", self.settings.metrics, METRICS)
+    self._scorers = {metric: METRICS[metric].signature for metric in self.settings.metrics}
     tokenizer, prompt = context.tokenizer, context.prompt
     special = [tokenizer.special_id(prompt.end)] if prompt.end else []
     special += [tokenizer.eos_id] if tokenizer.eos_id is not None else []
@@ -102,6 +107,7 @@ class FewshotVQA:
       metrics=metrics,
       samples=self._records(trials, step),
       notes=notes,
+      scorers=self._scorers,
       programs={"embed": features.programs, "generate": num_programs},
     )
     for note in notes:
@@ -230,9 +236,11 @@ class FewshotVQA:
       chosen = [trial for trial in trials if trial.condition == condition]
       if chosen or condition == "image":
         suffix = "" if condition == "image" else f"@{condition}"
-        correct = [trial.correct for trial in chosen]
         queries = [trial.episode.query for trial in chosen]
-        metrics[f"{prefix}/exact_match{suffix}"] = self._mean(correct, queries)
+        answers = [[query.answer] for query in queries]
+        for metric in self.settings.metrics:
+          scores = METRICS[metric].samples([trial.prediction for trial in chosen], answers)
+          metrics[f"{prefix}/{metric}{suffix}"] = self._mean(scores, queries)
     queries = [trial.episode.query for trial in trials if trial.condition == "image"]
     if closed := [query for query in queries if query.choices]:
       metrics[f"{prefix}/chance"] = self._mean([1 / len(q.choices) for q in closed], closed)
@@ -240,10 +248,13 @@ class FewshotVQA:
     [(majority, _)] = Counter(answers).most_common(1)
     is_majority = [answer == majority for answer in answers]
     metrics[f"{prefix}/majority"] = self._mean(is_majority, queries)
-    log.info("%s %s", prefix, metrics[f"{prefix}/exact_match"])
+    for metric in self.settings.metrics:
+      log.info("%s %s %s", prefix, metric, metrics[f"{prefix}/{metric}"])
     return metrics
 
-  def _mean(self, values: Sequence[float | int], queries: Sequence[Sample]) -> Measurement:
+  def _mean(
+    self, values: Sequence[float | int] | np.ndarray, queries: Sequence[Sample]
+  ) -> Measurement:
     return bootstrap(values, [query.group for query in queries], seed=self.context.seed)
 
   def _records(self, trials: Sequence[Trial], step: int) -> Iterator[dict[str, Any]]:

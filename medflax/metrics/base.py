@@ -56,19 +56,29 @@ class Metric:
 
   @property
   def signature(self) -> str:
-    """The version of the metric and of its package, to be kept beside every number."""
+    """The version of the metric and of its package, to be kept beside every number.
+
+    Raises:
+      UserError: if `package` is not installed.
+    """
     if not self.package:
       return f"v{self.version}"
-    return f"v{self.version}, {self.package} {importlib.metadata.version(self.package)}"
+    try:
+      return f"v{self.version}, {self.package} {importlib.metadata.version(self.package)}"
+    except importlib.metadata.PackageNotFoundError as error:
+      raise self._missing(error) from None
 
   def _run(self, scorer: Callable[..., Any], *texts: Sequence) -> Any:
     try:
       return scorer(*texts)
     except ModuleNotFoundError as error:
-      raise UserError(
-        f"this metric is {self.package}'s, which is not installed ({error}); "
-        "run: pip install 'medflax[metrics]'"
-      ) from None
+      raise self._missing(error) from None
+
+  def _missing(self, error: Exception) -> UserError:
+    return UserError(
+      f"this metric is {self.package}'s, which is not installed ({error}); "
+      "run: pip install 'medflax[metrics]'"
+    )
 
 
 def best_of(score: Callable[[str, str], float]) -> Scorer:

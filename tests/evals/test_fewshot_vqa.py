@@ -10,6 +10,7 @@ from PIL import Image
 from medflax.data.documents import Episode
 from medflax.evals import EVALUATORS, fewshot_vqa
 from medflax.evals.fewshot_vqa import bucket_of
+from medflax.metrics.scorers import METRICS
 from medflax.utils import UserError
 
 CONFIG = {
@@ -48,6 +49,22 @@ def test_oracle_is_right_and_blind_controls_are_not(make_context, lungs, params)
   assert results["notes"] == []
   assert results["programs"] == {"embed": 1, "generate": 2}
   assert len(samples) == 3 * 3 * 12
+
+
+def test_answers_are_scored_by_every_metric_that_is_asked_for(make_context, lungs, params):
+  metrics, results, samples, _ = evaluate(
+    make_context(lungs), params, num_shots=(0,), metrics=("token_f1", "bleu1")
+  )
+  assert {name.split("/")[2].split("@")[0] for name in metrics} == {
+    *("token_f1", "bleu1", "chance", "majority")
+  }
+  assert list(results["scorers"]) == ["token_f1", "bleu1"]
+  assert "nltk" in results["scorers"]["bleu1"]
+  shown = [sample for sample in samples if sample["condition"] == "shuffled"]
+  pairs = [(s["prediction"], [s["answer"]]) for s in shown]
+  want = METRICS["token_f1"].samples(*zip(*pairs, strict=True)).mean()
+  assert metrics["side/0shot/token_f1@shuffled"].value == pytest.approx(want)
+  assert 0 < want < 1
 
 
 def test_slices_are_reported_by_themselves(make_context, lungs, params, monkeypatch):

@@ -48,7 +48,11 @@ def medpix(tmp_path):
         "Type": "MR" if i % 3 else "CT",
         "U_id": case,
         "image": image,
-        "Description": {"Plane": planes[i % 6], "Modality": "MR" if i % 3 else "CT"},
+        "Description": {
+          "Plane": planes[i % 6],
+          "Modality": "MR" if i % 3 else "CT",
+          "Caption": f"A lesion,\n{i} mm." if i % 2 else None,
+        },
         "Location Category": "Head",
       }
     )
@@ -67,16 +71,19 @@ def test_medpix(monkeypatch, capsys, medpix, tmp_path):
   run(monkeypatch, "medpix_manifest", medpix, target)
   assert snapshot(medpix) == before
   by_id = {row["id"]: row for row in rows(target)}
-  assert len(by_id) == 50 + 40  # modality but for photographs; plane of the four names of planes
+  # Modality and, where there is one, caption but for photographs; plane of the four planes' names.
+  assert len(by_id) == 50 + 20 + 40
   assert by_id["MPX0001_synpic3-plane"]["answer"] == "axial"
   assert by_id["MPX0001_synpic3-modality"]["answer"] == "CT"
-  assert all(row["answer"] in row["choices"] for row in by_id.values())
+  assert by_id["MPX0001_synpic3-caption"]["answer"] == "A lesion, 3 mm."
+  closed = [row for row in by_id.values() if row["task"] != "caption"]
+  assert all(row["answer"] in row["choices"] for row in closed)
   test = {row["group"] for row in by_id.values() if row["split"] == "test"}
   assert test == {f"MPX{case:04}" for case in range(25, 30)}
   with PIL.Image.open(target / by_id["MPX0001_synpic3-plane"]["images"][0]) as image:
     assert max(image.size) == 256
   data = FolderDataset(target, (8, 8), (4, 8, 8))
-  assert data.tasks == ("vqa", "modality", "plane")
+  assert data.tasks == ("vqa", "caption", "modality", "plane")
   assert "majority" in capsys.readouterr().out
 
 
