@@ -26,6 +26,7 @@ from tests.golden_cases import (
   openflamingo,
   systems_beyond,
   systems_medvint,
+  systems_prefix_vqa,
   systems_radfm,
   vision,
 )
@@ -41,6 +42,7 @@ MODULES = (
   openflamingo,
   systems_beyond,
   systems_medvint,
+  systems_prefix_vqa,
   systems_radfm,
   vision,
 )

@@ -29,6 +29,29 @@ class Generation(NamedTuple):
   stopped: Bool[Array, " b"]
 
 
+def prefill(
+  model: nn.Module,
+  params: PyTree,
+  batch: Mapping[str, Array | np.ndarray],
+  max_new_tokens: int,
+) -> tuple[Float[Array, "b 1 vocab"], PyTree]:
+  """The last token's logits and a cache with room for `max_new_tokens`; see `generate`."""
+  names = ("media_first", "positions", "segment_ids", "soft_index")
+  text = {key: batch[key] for key in names if key in batch}
+  # Features come embedded, so their kinds no longer matter: one name for all of them.
+  ordinal = {"media": batch["media_ordinal"]} if "media_ordinal" in batch else {}
+  return model.apply(
+    {"params": params},
+    batch.get("features"),
+    batch["tokens"],
+    batch["media_index"],
+    media_ordinal=ordinal,
+    cache_size=batch["tokens"].shape[1] + max_new_tokens,
+    method="prefill",
+    **text,
+  )
+
+
 @functools.partial(jax.jit, static_argnames=("model", "max_new_tokens"))
 def generate(
   model: nn.Module,
@@ -45,26 +68,14 @@ def generate(
     model: a `medflax.models.VLM` or whatever has its `prefill` and `decode_step`; hashable.
     params: its parameters, with any sharding.
     batch: `tokens`, `media_index`, `media_first`, `positions`, `segment_ids` (0 on padding),
-      all [b, t], with inline media `soft_index` too; for prompts with media `features` [b, m, latents, d] and `media_ordinal` [b, m].
+      all [b, t], with inline media `soft_index` too; for prompts with media `features`
+      [b, m, latents, d] and `media_ordinal` [b, m].
       A row of padding alone is not waited for.
     max_new_tokens: the most tokens to generate, at least 1.
     stop_ids: tokens that end an answer; they are part of the result.
     pad_id: what follows them.
   """
-  names = ("media_first", "positions", "segment_ids", "soft_index")
-  text = {key: batch[key] for key in names if key in batch}
-  # Features come embedded, so their kinds no longer matter: one name for all of them.
-  ordinal = {"media": batch["media_ordinal"]} if "media_ordinal" in batch else {}
-  logits, cache = model.apply(
-    {"params": params},
-    batch.get("features"),
-    batch["tokens"],
-    batch["media_index"],
-    media_ordinal=ordinal,
-    cache_size=batch["tokens"].shape[1] + max_new_tokens,
-    method="prefill",
-    **text,
-  )
+  logits, cache = prefill(model, params, batch, max_new_tokens)
 
   def choose(logits, out, done, stopped, step):
     token = jnp.where(done, pad_id, jnp.argmax(logits[:, -1], axis=-1).astype(jnp.int32))

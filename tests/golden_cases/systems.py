@@ -60,6 +60,7 @@ class System:
     return jax.jit(run, compiler_options=QUICK)(self.params, inputs, rest)
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Row:
   """Tokens with inline media, `[b, t]` each, as `docs/design.md` has them."""
