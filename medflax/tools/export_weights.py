@@ -40,27 +40,34 @@ Weights = Mapping[str, LazyTensor]
 Parts = Mapping[str, tuple[Tensor, int | None]]
 
 
-def read_weights(folder: pathlib.Path, step: int | None = None) -> tuple[Weights, pathlib.Path]:
-  """The leaves of an import or of a run, and the import's folder.
+def read_weights(
+  folder: pathlib.Path, step: int | None = None, like: pathlib.Path | None = None
+) -> tuple[Weights, pathlib.Path]:
+  """The leaves of an import or of a run, and the import whose layout they are to have.
 
   Args:
     step: of the run's checkpoint; None: the newest. The moving average goes before.
+    like: an import that the run started from; None: the only one.
 
   Raises:
-    UserError: if `folder` is neither, or the run did not start from an import.
+    UserError: if `folder` is neither, or the run started from no import or from several.
   """
   if (folder / ORIGIN).exists():
     return load_weights(folder / WEIGHTS), folder
   config = load_config(folder)
-  imported = pathlib.Path(config.init).parent
-  if not config.init or not (imported / ORIGIN).exists():
+  files = [pathlib.Path(path) for path in config.init.split(",")]
+  imports = [like] if like else [file.parent for file in files if file.name == WEIGHTS]
+  imports = [path for path in imports if (path / ORIGIN).exists()]
+  if not imports:
     raise UserError(f"{folder}: config.init = {config.init!r} is no import, which has {ORIGIN}")
+  if len(imports) > 1:
+    raise UserError(f"{folder}: started from several imports; --like one of {config.init}")
   state = read_state(folder / "checkpoints", find_step(folder / "checkpoints", step))
   found: dict[str, LazyTensor] = {}
   for part in ("frozen/", "trainable/", "ema/"):
     arrays = {k.removeprefix(part): x for k, x in state.items() if k.startswith(part)}
     found |= {path: _in_memory(x) for path, x in arrays.items()}
-  return found, imported
+  return found, imports[0]
 
 
 def _in_memory(x: np.ndarray) -> LazyTensor:
@@ -181,10 +188,11 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument("folder", type=pathlib.Path, help="an import, or a run's workdir")
   parser.add_argument("--to", type=pathlib.Path, required=True, help="the folder to write")
   parser.add_argument("--step", type=int, help="of a run; default: its newest checkpoint")
+  parser.add_argument("--like", type=pathlib.Path, help="which of the imports a run started from")
   parser.add_argument("--adapter", action="store_true", help="the adapters alone, as peft's")
   flags = parser.parse_args(argv)
   try:
-    ours, imported = read_weights(flags.folder, flags.step)
+    ours, imported = read_weights(flags.folder, flags.step, flags.like)
     if flags.adapter:
       export_adapter(ours, imported, flags.to)
     else:

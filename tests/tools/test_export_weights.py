@@ -8,8 +8,9 @@ import pytest
 import safetensors.numpy
 
 from medflax import config as config_lib
-from medflax import peft, report, trainer
-from medflax.checkpoint import read_state
+from medflax import peft
+from medflax.build import build
+from medflax.checkpoint import Checkpointer, read_state
 from medflax.data.tokenizer import load_tokenizer
 from medflax.pretrained import hf_decoders, load_weights
 from medflax.pretrained.files import open_checkpoint
@@ -54,14 +55,19 @@ def folders(tmp_path_factory):
   assert run(import_weights, "hugging_face", base, "--to", ours) == 0
   workdir = tmp_path_factory.mktemp("runs") / "a"
   images = nano.write_images(tmp_path_factory.mktemp("images"))
-  options = dict(init=str(ours / import_weights.WEIGHTS), train__num_steps=str(STEPS), peft=LORA)
+  options = dict(init=str(ours / import_weights.WEIGHTS), peft=LORA)
   config = nano.config(images, **options, trainable="lm/.*/lora_.*|connector/.*")
   with config.unlocked():
     config.model.lm = ml_collections.ConfigDict(section)
   config_lib.validate(config)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(report, "write_report", lambda workdir: workdir / "report.html")
-    trainer.train(config, workdir, command="")
+  workdir.mkdir()
+  (workdir / "config.json").write_text(json.dumps(config_lib.to_dict(config)))
+  state = build(config).create(0)
+  grown = {
+    path: x + rng.normal(size=x.shape).astype(x.dtype) for path, x in state.trainable.items()
+  }
+  with Checkpointer(workdir / "checkpoints", keep=1) as checkpoints:
+    checkpoints.save(STEPS, state.replace(trainable=grown), b"", {})
   return base, ours, workdir
 
 
@@ -122,6 +128,17 @@ def test_a_run_from_elsewhere_is_named(tmp_path, folders, capsys):
   assert "config.init = '' is no import" in capsys.readouterr().err
   assert run(export_weights, tmp_path, "--to", tmp_path / "out") == 2
   assert "is not a run" in capsys.readouterr().err
+
+
+def test_a_run_from_several_imports(tmp_path, folders, capsys):
+  _, ours, workdir = folders
+  (tmp_path / "run").mkdir()
+  config, file = json.loads((workdir / "config.json").read_text()), ours / import_weights.WEIGHTS
+  (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"init": f"{file},{file}"}))
+  (tmp_path / "run" / "checkpoints").symlink_to(workdir / "checkpoints")
+  assert run(export_weights, tmp_path / "run", "--to", tmp_path / "out") == 2
+  assert "started from several imports; --like one of" in capsys.readouterr().err
+  assert run(export_weights, tmp_path / "run", "--like", ours, "--to", tmp_path / "out") == 0
 
 
 def test_what_is_large_goes_in_shards(tmp_path, folders):
