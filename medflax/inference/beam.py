@@ -61,7 +61,7 @@ class Rules(NamedTuple):
 
   stop_ids: Int[Array | np.ndarray, " stops"]
   pad_id: Int[Array | np.ndarray, ""] | int
-  length_penalty: float
+  length_penalty: Float[Array, ""] | float
   early_stopping: bool
 
 
@@ -140,7 +140,7 @@ def beam_search(
   stop_ids: Int[Array | np.ndarray, " stops"],
   pad_id: Int[Array | np.ndarray, ""] | int,
   ranking: str = "apart",
-  length_penalty: float = 1.0,
+  length_penalty: Float[Array, ""] | float = 1.0,
   early_stopping: bool = False,
 ) -> Beams:
   """Continues left-padded prompts by the most probable of several continuations.

@@ -6,7 +6,6 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from medflax.inference.beam import beam_search
 from medflax.models import build_model
@@ -88,8 +87,7 @@ def _generation(case: Case, system: System, features, prompt) -> Iterator[Result
   options = prompt.options("media")
   inputs = (features, jnp.asarray(prompt.tokens), jnp.asarray(prompt.media_index))
   _, embeds = system.apply(*inputs, method="_predict", **options, catch="lm._embed")
-  flat = traverse_util.flatten_dict(system.params["params"], sep="/")
-  places = flat["lm/positions"][: embeds.shape[1]]  # theirs are added later
+  places = system.params["params"]["lm"]["positions"][: embeds.shape[1]]  # theirs are added later
   yield compare("embeddings to generate from", embeds - places, case.arrays["out.gen_embeds"])
   yield greedy(system, features, prompt, case.arrays["out.greedy_ids"][None])
   want = case.arrays["out.beam5_ids"]

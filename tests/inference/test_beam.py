@@ -1,0 +1,142 @@
+"""Beam search against searches written out by hand, and against all continuations."""
+
+import functools
+import itertools
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medflax.inference.beam import RANKINGS, beam_search
+
+PAD, STOP, VOCAB = 0, 1, 7
+
+
+class Markov(nn.Module):
+  """Logits depend on the two tokens before; the cache has rows on either axis, and a counter."""
+
+  def prefill(self, features, tokens, media_index, *, media_ordinal, cache_size, **text):
+    last = tokens[:, -2:]
+    cache = {"last": last.T, "first": last[:, :1], "index": jnp.int32(tokens.shape[1])}
+    return self._logits(last), cache
+
+  def decode_step(self, tokens, cache):
+    last = jnp.concatenate([cache["last"].T[:, 1:], tokens], axis=1)
+    return self._logits(last), cache | {"last": last.T, "index": cache["index"] + 1}
+
+  def _logits(self, last):
+    table = self.variables["params"]["table"]
+    return table[last[:, 0], last[:, 1]][:, None]
+
+
+@functools.cache
+def table(seed):
+  return np.random.default_rng(seed).normal(0, 1.5, (VOCAB, VOCAB, VOCAB)).astype(np.float32)
+
+
+def search(seed, prompts, **options):
+  tokens = jnp.asarray(prompts, jnp.int32)
+  batch = dict(tokens=tokens, media_index=tokens, segment_ids=jnp.ones_like(tokens))
+  options = dict(stop_ids=np.array([STOP]), pad_id=PAD) | options
+  return beam_search(Markov(), {"table": jnp.asarray(table(seed))}, batch, **options)
+
+
+def logprobs(seed, tokens):
+  logits = table(seed)[tokens[-2], tokens[-1]].astype(np.float64)
+  return logits - np.log(np.exp(logits).sum())
+
+
+def by_hand_apart(seed, prompt, k, steps, penalty, early):
+  """Hugging Face's, with lists."""
+  running, finished = [((), 0.0)], []
+  for step in range(steps):
+    options = [
+      ((*tokens, t), total + logprob)
+      for tokens, total in running
+      for t, logprob in enumerate(logprobs(seed, (*prompt, *tokens)))
+    ]
+    options = sorted(options, key=lambda x: -x[1])[: 2 * k]
+    last = step == steps - 1
+    ends = [last or tokens[-1] == STOP for tokens, _ in options]
+    for (tokens, total), end in zip(options[:k], ends[:k], strict=True):
+      if end:
+        finished.append((tokens, total / len(tokens) ** penalty))
+    finished = sorted(finished, key=lambda x: -x[1])[:k]
+    running = [option for option, end in zip(options, ends, strict=True) if not end][:k]
+    if len(finished) == k and running:
+      best = running[0][1] / (step + 1) ** penalty
+      if early or best <= finished[-1][1]:
+        break
+  return finished
+
+
+def by_hand_among(seed, prompt, k, steps, penalty, _):
+  """ClipCap's, with lists: of tokens, their sum, and whether they have stopped."""
+  beams = [((), 0.0, False)]
+  mean = lambda beam: beam[1] / len(beam[0]) ** penalty
+  for _ in range(steps):
+    options = [beam for beam in beams if beam[2]]
+    for tokens, total, stopped in beams:
+      if not stopped:
+        for t, logprob in enumerate(logprobs(seed, (*prompt, *tokens))):
+          options.append(((*tokens, t), total + logprob, t == STOP))
+    beams = sorted(options, key=lambda beam: -mean(beam))[:k]
+    if all(stopped for *_, stopped in beams):
+      break
+  return [(beam[0], mean(beam)) for beam in beams]
+
+
+BY_HAND = {"apart": by_hand_apart, "among": by_hand_among}
+PROMPTS = [[2, 3], [4, 5], [3, 3]]
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("early", [False, True])
+def test_as_by_hand(ranking, penalty, early):
+  for seed, k in itertools.product(range(3), (1, 2, 4)):
+    found = search(
+      seed,
+      PROMPTS,
+      num_beams=k,
+      max_new_tokens=6,
+      ranking=ranking,
+      length_penalty=penalty,
+      early_stopping=early,
+    )
+    for r, prompt in enumerate(PROMPTS):
+      want = BY_HAND[ranking](seed, prompt, k, 6, penalty, early)
+      lengths = [len(tokens) for tokens, _ in want]
+      assert np.asarray(found.lengths[r]).tolist() == lengths
+      padded = [[*tokens, *[PAD] * (6 - len(tokens))] for tokens, _ in want]
+      assert np.asarray(found.tokens[r]).tolist() == padded
+      np.testing.assert_allclose(found.scores[r], [score for _, score in want], rtol=1e-5)
+
+
+def test_enough_beams_find_the_best_of_all():
+  steps, prompt = 3, [2, 3]
+  found = search(0, [prompt], num_beams=VOCAB ** (steps - 1), max_new_tokens=steps)
+  totals = {}
+  for tokens in itertools.product(range(VOCAB), repeat=steps):
+    cut = tokens[: tokens.index(STOP) + 1] if STOP in tokens else tokens
+    parts = [logprobs(0, (*prompt, *cut[:i]))[t] for i, t in enumerate(cut)]
+    totals[cut] = sum(parts) / len(cut)
+  best = max(totals, key=totals.__getitem__)
+  assert tuple(np.asarray(found.tokens[0, 0])[: len(best)].tolist()) == best
+
+
+def test_rows_are_searched_each_by_itself():
+  together = search(1, PROMPTS, num_beams=3, max_new_tokens=5)
+  for r, prompt in enumerate(PROMPTS):
+    alone = search(1, [prompt], num_beams=3, max_new_tokens=5)
+    np.testing.assert_array_equal(together.tokens[r], alone.tokens[0])
+    np.testing.assert_allclose(together.scores[r], alone.scores[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_all_beams_have_ended_or_are_full(ranking):
+  found = search(2, PROMPTS, num_beams=4, max_new_tokens=5, ranking=ranking)
+  ends = np.asarray(found.tokens == STOP).any(-1)
+  assert (ends | (np.asarray(found.lengths) == 5)).all()
+  assert (np.diff(found.scores, axis=1) <= 0).all()
