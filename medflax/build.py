@@ -116,9 +116,12 @@ def build(
 
 def _check_media_tokens(config, model, params, batch) -> None:
   """Raises UserError where inline media are not as long as the rows have room for them."""
-  args, _ = model_inputs(batch)
-  embed = lambda params, media: model.apply({"params": params}, media, method="embed_media")
-  features = jax.eval_shape(embed, nn.unbox(params), args[0])
+
+  def embed(params, batch):
+    (media, *_), _ = model_inputs(batch)
+    return model.apply({"params": params}, media, method="embed_media")
+
+  features = jax.eval_shape(embed, nn.unbox(params), batch)
   inline = isinstance(model.lm.fusion, Inline)
   latents = features.shape[2] if inline and features is not None else 0
   if latents != config.data.media_tokens:
