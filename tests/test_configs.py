@@ -126,7 +126,7 @@ PUBLISHED = {
     "lm/(?!extra_embedding).*": 13_015_864_320,
   },
   "medvint.py:head=td,variant=full": {
-    "tower/.*/(?!mean|var).*": 8_562_528,  # without the running statistics
+    r"tower/(?!.*/(mean|var)$).*": 8_562_528,  # without the running statistics
     "tower/.*/(mean|var)": 2 * 15_360,
     "connector/(layers|norm)/.*": 126_027_776,
     "connector/queries": 32 * 1024,
@@ -135,8 +135,8 @@ PUBLISHED = {
     ADAPTERS: LORA_7B,
   },
   "medvint.py:head=te,variant=full": {
-    "tower/.*/(?!mean|var).*": 38_316_896 - 14_789_632,  # CLIP's ResNet-50 without its pooling
-    "tower/.*/(mean|var)": 2 * 26_560,
+    r"tower/(?!.*/(mean|var)$).*": 38_316_896 - 14_789_632,  # CLIP's ResNet-50 without its pooling
+    "tower/.*/(mean|var)": 2 * 26_624,
     "connector/(layers|norm)/.*": 70_927_872,
     "connector/queries": 32 * 768,
     "connector/in/.*": linear(2048, 768),
