@@ -212,7 +212,19 @@ def assert_round_trip(source, path, theirs, folder, *flags):
     assert (folder / "again" / name).read_bytes() == (folder / "ours" / name).read_bytes()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICK = ("gemma2", "gpt2", "gpt_neox", "bert", "t5", "vit")
+SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES if family not in QUICK]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_no_hurry_to_the_disk():
+  """What is written here need not outlive a power cut; a busy disk takes long to tell."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr("os.fsync", lambda _: None)
+    yield
+
+
+@pytest.mark.parametrize("family", [*QUICK, *SLOW])
 @settings(max_examples=2)
 @given(data=st.data())
 def test_hugging_face(family, data):
