@@ -9,7 +9,7 @@ MEDPIX_DIR holds Descriptions.json, images/ and vqa_templated/{train,dev}.json (
 cases, by a hash of their names, becomes the validation split. Groups are cases. Images are copied,
 scaled down to at most 256 pixels a side. Photographs, drawings and gross pathology are left out;
 views that are none of the three planes get no question about the plane, images without a caption
-none to describe it.
+none to describe it. Of a caption of more than 40 words its first ones are kept.
 """
 
 import collections
@@ -26,6 +26,7 @@ from medflax.data.export import convert_main, start_folder, write_manifest
 from medflax.utils import UserError
 
 MAX_SIDE = 256
+MAX_WORDS = 40  # of a caption
 MODALITIES = ("CT", "MR")
 PLANES = {
   "Axial": "axial",
@@ -77,7 +78,7 @@ def records(image: dict[str, Any], split: str) -> Iterator[dict[str, Any]]:
       "choices": sorted(set(PLANES.values())),
       **shared,
     }
-  if caption := " ".join((description.get("Caption") or "").split()):
+  if caption := " ".join((description.get("Caption") or "").split()[:MAX_WORDS]):
     yield {
       "id": f"{name}-caption",
       "task": "caption",

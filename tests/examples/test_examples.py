@@ -51,7 +51,7 @@ def medpix(tmp_path):
         "Description": {
           "Plane": planes[i % 6],
           "Modality": "MR" if i % 3 else "CT",
-          "Caption": f"A lesion,\n{i} mm." if i % 2 else None,
+          "Caption": f"A lesion,\n{i} mm." + 50 * " or" if i % 2 else None,
         },
         "Location Category": "Head",
       }
@@ -75,7 +75,7 @@ def test_medpix(monkeypatch, capsys, medpix, tmp_path):
   assert len(by_id) == 50 + 20 + 40
   assert by_id["MPX0001_synpic3-plane"]["answer"] == "axial"
   assert by_id["MPX0001_synpic3-modality"]["answer"] == "CT"
-  assert by_id["MPX0001_synpic3-caption"]["answer"] == "A lesion, 3 mm."
+  assert by_id["MPX0001_synpic3-caption"]["answer"] == "A lesion, 3 mm." + 36 * " or"
   closed = [row for row in by_id.values() if row["task"] != "caption"]
   assert all(row["answer"] in row["choices"] for row in closed)
   test = {row["group"] for row in by_id.values() if row["split"] == "test"}
