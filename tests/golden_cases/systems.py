@@ -1,5 +1,6 @@
 """Whole systems: media in, logits, losses and generated tokens out."""
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -13,7 +14,8 @@ from medflax.inference.decode import generate
 from medflax.models import build_model
 from medflax.pretrained.checkpoint import Checkpoint
 from medflax.pretrained.leaves import abstract_leaves
-from tests.golden_cases.base import Result, import_weights, same_tokens
+from tests.golden_cases.base import Result, compare, import_weights, same_tokens
+from tests.golden_cases.decoders import BFLOAT16_TOLERANCE
 from tests.golden_cases.vision import AS_IS, QUICK
 
 COMMON = {"dtype": "float32", "remat": "none"}
@@ -26,8 +28,8 @@ class System:
   """
 
   def __init__(self, checkpoint: Checkpoint):
-    sections = checkpoint.sections
-    sections |= {"tower": sections["tower"] | AS_IS} if sections.get("tower") else {}
+    sections = checkpoint.sections | {"tower": checkpoint.sections["tower"] | AS_IS}
+    self.sections = sections
     self.model = build_model(flax.core.freeze(COMMON | sections))
     leaves = abstract_leaves(sections, **checkpoint.beside)
     weights = import_weights(checkpoint.mapping, leaves, checkpoint.tensors, checkpoint.ignore)
@@ -58,6 +60,25 @@ class System:
 
     rest = {name: x for name, x in options.items() if name not in static}
     return jax.jit(run, compiler_options=QUICK)(self.params, inputs, rest)
+
+
+def in_bfloat16(
+  system: System, *inputs: Any, want: np.ndarray, where: np.ndarray | None = None, **options: Any
+) -> Result:
+  """What the model returns in bfloat16; if needed, thrice what rounding the weights does passes."""
+  changed = copy.copy(system)
+  changed.model = build_model(flax.core.freeze(COMMON | system.sections | {"dtype": "bfloat16"}))
+  outputs = lambda s: s.apply(*inputs, **options)
+  result = compare("in bfloat16", outputs(changed), want, where)
+  if result.error > BFLOAT16_TOLERANCE:
+    changed = copy.copy(system)
+    changed.params = jax.tree.map(
+      lambda x: np.asarray(x, jnp.bfloat16).astype(x.dtype), system.params
+    )
+    alone = compare("", outputs(changed), want, where).error
+    what = f"in bfloat16 (weights alone {alone:.1e})"
+    return dataclasses.replace(result, what=what, tolerance=max(BFLOAT16_TOLERANCE, 3 * alone))
+  return dataclasses.replace(result, tolerance=BFLOAT16_TOLERANCE)
 
 
 @jax.tree_util.register_dataclass
@@ -94,8 +115,10 @@ def row(tokens, media_index, soft_index, segment_ids=None, media: int = 1) -> Ro
   return Row(*map(as_int, (tokens, media_index, soft_index, segments, ordinals)))
 
 
-def greedy(system: System, features: jax.Array, prompt: Row, want: np.ndarray) -> Result:
-  """As many greedy tokens as there are wanted, none of which stops."""
+def greedy(
+  system: System, features: jax.Array, prompt: Row, want: np.ndarray, stop: int = -1
+) -> Result:
+  """As many greedy tokens as there are wanted; what theirs has after `stop` does not count."""
   batch = prompt.options("media") | dict(
     features=features,
     tokens=jnp.asarray(prompt.tokens),
@@ -110,7 +133,9 @@ def greedy(system: System, features: jax.Array, prompt: Row, want: np.ndarray) -
     stop_ids=np.asarray([-1]),
     pad_id=0,
   )
-  return same_tokens(f"{want.shape[1]} greedy tokens", made.tokens, want)
+  ended = np.cumsum(want == stop, axis=1) - (want == stop) > 0
+  tokens, want = (np.where(ended, stop, x) for x in (made.tokens, want))
+  return same_tokens(f"{want.shape[1]} greedy tokens", tokens, want)
 
 
 def step_logits(system: System, features: jax.Array, prompt: Row, tokens: np.ndarray) -> np.ndarray:

@@ -1,13 +1,14 @@
 """Gemma 3 and LLaVA as transformers computes them."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from medflax.pretrained.systems import gemma3_vlm, llava
 from tests.golden_cases.base import Case, Check, Result, compare
-from tests.golden_cases.systems import Row, System, greedy, row
+from tests.golden_cases.systems import Row, System, greedy, in_bfloat16, row
 from tests.golden_cases.vision import channels_last
 
 READERS = {"gemma3": gemma3_vlm.checkpoint, "llava": llava.checkpoint}
@@ -20,7 +21,7 @@ def check(case: Case) -> Iterator[Result]:
   features = system.apply({"image": x[:, None]}, method="embed_media")
   yield compare("image features", features[:, 0], case.arrays["out.image_features"])
   ids, mask = case.arrays["in.input_ids"], case.arrays["in.attention_mask"]
-  text, slots = _row(ids, mask, ids == case.hf["image_token_index"], features.shape[2])
+  text, slots = _row(ids, mask, ids == _image_id(case.hf), features.shape[2])
   features = features[slots, 0]
   inputs = (features, jnp.asarray(text.tokens), jnp.asarray(text.media_index))
   logits = system.apply(*inputs, **text.options("media"), method="_predict")
@@ -28,8 +29,16 @@ def check(case: Case) -> Iterator[Result]:
   whole = {"image": x[slots]}
   inputs = (whole, jnp.asarray(text.tokens), jnp.asarray(text.media_index))
   logits = system.apply(*inputs, **text.options("image"))
-  yield compare("logits from pixels", logits, case.arrays["out.logits"], mask > 0)
-  yield greedy(system, features, text, case.arrays["out.greedy_ids"][:, ids.shape[1] :])
+  want = case.arrays["out.logits"]
+  yield compare("logits from pixels", logits, want, mask > 0)
+  yield in_bfloat16(system, *inputs, want=want, where=mask > 0, **text.options("image"))
+  want = case.arrays["out.greedy_ids"][:, ids.shape[1] :]
+  yield greedy(system, features, text, want, case.hf["text_config"].get("eos_token_id") or -1)
+
+
+def _image_id(hf: dict[str, Any]) -> int:
+  names = ("image_token_index", "image_token_id")
+  return next(hf[name] for name in names if name in hf)
 
 
 def _row(

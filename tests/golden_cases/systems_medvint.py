@@ -1,5 +1,6 @@
 """MedVInT-TD, MedVInT-TE and PMC-CLIP's ResNet."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -11,28 +12,41 @@ from safetensors.numpy import load_file
 
 from medflax.pretrained.systems import medvint
 from tests.golden_cases.base import Case, Check, Result, compare, next_token_loss
-from tests.golden_cases.systems import System, greedy, margin, row, step_logits, weighted_loss
+from tests.golden_cases.systems import (
+  System,
+  greedy,
+  in_bfloat16,
+  margin,
+  row,
+  step_logits,
+  weighted_loss,
+)
 from tests.golden_cases.vision import MEDVINT_PARTS, channels_last
 
 PUBLISHED = ".published_names.safetensors"
+LLAMA_STOP = 2  # what ends a row in transformers 4.28, unless told otherwise
 
 
-def _told(case: Case, field: str, pattern: str) -> int:
-  """A number in a text of the case's config or notes; 1 where there is none."""
-  text = case.config.get(field) or json.loads(case.path(".json").read_text()).get(field, "")
-  return int((re.search(pattern, text) or [0, 1])[1])
+def _told(case: Case, untold: medvint.Untold) -> medvint.Untold:
+  """Numbers in the texts of a case; the others stay."""
+  whole = json.loads(case.path(".json").read_text())
+  texts = {name: str(x) for name, x in (whole | whole["config"]).items()}
+  places = dict(
+    query_heads=(texts.get("decoder", texts.get("qformer", "")), r"(\d+) heads"),
+    fused_heads=(texts.get("fusion", ""), r"(\d+) heads"),
+    alpha=(f"{texts.get('note')} {texts.get('lora')}", r"alpha ?(\d+)"),
+  )
+  found = {name: re.search(regex, text) for name, (text, regex) in places.items()}
+  numbers = {name: type(getattr(untold, name))(m[1]) for name, m in found.items() if m}
+  return dataclasses.replace(untold, **numbers)
 
 
 def decoder(case: Case) -> Iterator[Result]:
   """TD: tower, embeddings, logits, loss and greedy decoding; a LoRA in its spellings, merged."""
   images = channels_last(case.arrays["in.images"])
   tower = case.config["resnet"]
-  untold = medvint.Untold(
-    image_size=images.shape[1],
-    clip_heads=tower["num_attention_heads"] if isinstance(tower, dict) else 0,
-    query_heads=_told(case, "decoder", r"(\d+) heads"),
-    alpha=1.0 * _told(case, "note", r"alpha ?(\d+)"),
-  )
+  clip_heads = tower["num_attention_heads"] if isinstance(tower, dict) else 0
+  untold = _told(case, medvint.Untold(image_size=images.shape[1], clip_heads=clip_heads))
   make = lambda tensors, **options: System(medvint.td_checkpoint(tensors, untold, **options))
   system = make(dict(case.weights))
   media = {"image": images[:, None]}
@@ -44,19 +58,19 @@ def decoder(case: Case) -> Iterator[Result]:
   logits, embeds = system.apply(*inputs, **text.options("image"), catch="lm._embed")
   yield compare("embeddings", embeds, case.arrays["out.inputs_embeds"])
   yield compare("logits", logits, case.arrays["out.logits"])
+  options = dict(want=case.arrays["out.logits"], **text.options("image"))
+  yield in_bfloat16(system, *inputs, **options)
   yield compare("logits to generate from", logits, case.arrays["out.generate_logits"])
   labels = case.arrays["in.labels"][:, -logits.shape[1] :]  # their MLP variant cuts places off
   yield compare("loss", next_token_loss(logits, labels), case.arrays["out.loss"])
   want = case.arrays["out.greedy_ids"]
-  yield greedy(system, features, text, want)
+  yield greedy(system, features, text, want, LLAMA_STOP)
   scores = step_logits(system, features, text, want)
   yield compare("logits of every step", scores, case.arrays["out.greedy_scores"])
   yield margin(scores, case.arrays["out.greedy_margin"])
-  for name, weights in _spellings(case):
-    for merge in (False, True):
-      logits = make(weights, merge_lora=merge).apply(*inputs, **text.options("image"))
-      what = f"logits, {name}{', merged' if merge else ''}"
-      yield compare(what, logits, case.arrays["out.logits"])
+  for name, weights, merge in _spellings(case):
+    logits = make(weights, merge_lora=merge).apply(*inputs, **text.options("image"))
+    yield compare(f"logits, LoRA {name}", logits, case.arrays["out.logits"])
 
 
 def _tokens(got, want):
@@ -76,16 +90,16 @@ def _after_image(ids: np.ndarray, latents: int):
   return row(tokens, np.ones_like(tokens), soft)
 
 
-def _spellings(case: Case) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-  """The same weights as the versions of peft name them, if there is a LoRA."""
+def _spellings(case: Case) -> Iterator[tuple[str, dict[str, np.ndarray], bool]]:
+  """If there is a LoRA: the weights as versions of peft name them, and whether to merge them."""
   if not any(".lora_A." in key for key in case.weights):
     return
-  yield "as given", dict(case.weights)
+  yield "merged", dict(case.weights), True
   adapted = {key.split(".lora_A.")[0] for key in case.weights if ".lora_A." in key}
   wrapped = {f"{module}.weight": f"{module}.base_layer.weight" for module in adapted}
-  yield "newest names", {wrapped.get(key, key): x for key, x in case.weights.items()}
+  yield "by its newest names", {wrapped.get(key, key): x for key, x in case.weights.items()}, False
   if case.path(PUBLISHED).exists():
-    yield "published names", load_file(case.path(PUBLISHED))
+    yield "by its published names", load_file(case.path(PUBLISHED)), False
 
 
 def encoder(case: Case) -> Iterator[Result]:
@@ -93,16 +107,11 @@ def encoder(case: Case) -> Iterator[Result]:
   images = channels_last(case.arrays["in.image"])
   media = {"image": images[:, None]}
   want = case.arrays["out.image_encoder"]
-  common = dict(
-    image_size=images.shape[1],
-    query_heads=_told(case, "qformer", r"(\d+) heads"),
-    fused_heads=_told(case, "fusion", r"(\d+) heads"),
-    alpha=1.0 * _told(case, "lora", r"alpha ?(\d+)"),
-  )
+  told = _told(case, dataclasses.replace(medvint.TE, image_size=images.shape[1]))
   # Nothing in a case tells the heads of its CLIP but what the tower returns.
   width = want.shape[-1]
   for clip_heads in (4, *(n for n in range(1, width) if width % n == 0)):
-    untold = medvint.Untold(clip_heads=clip_heads, **common)
+    untold = dataclasses.replace(told, clip_heads=clip_heads)
     system = System(medvint.te_checkpoint(dict(case.weights), untold))
     features, tower = system.apply(media, method="embed_media", catch="tower.__call__")
     result = compare("tower", *_tokens(tower, want))
@@ -115,14 +124,15 @@ def encoder(case: Case) -> Iterator[Result]:
   mask = jnp.asarray(np.tril(np.ones((t, t), bool)) & (seen[:, None] > 0))
   positions = jnp.broadcast_to(jnp.arange(t), ids.shape)
   everywhere = jnp.ones((*ids.shape, 1), bool)
-  lm = lambda m, *inputs: m.lm(*inputs)[0]
+  lm = lambda m, *inputs: jax.nn.log_softmax(m.lm(*inputs)[0])
   inputs = (jnp.asarray(ids, jnp.int32), positions, mask, features, everywhere)
-  logits, states = system.apply(*inputs, method=lm, catch="norm.__call__")
+  log_probs, states = system.apply(*inputs, method=lm, catch="norm.__call__")
   yield compare("states of the text", states, case.arrays["out.text_encoder"], seen > 0)
-  log_probs = jax.nn.log_softmax(logits)
-  yield compare("log-probabilities", log_probs, case.arrays["out.log_probs"], seen > 0)
+  want = case.arrays["out.log_probs"]
+  yield compare("log-probabilities", log_probs, want, seen > 0)
+  yield in_bfloat16(system, *inputs, method=lm, want=want, where=seen > 0)
   labels = case.arrays["in.labels"]
-  loss = weighted_loss(logits, labels, (labels > 0).astype(np.float32))  # 0 is not counted
+  loss = weighted_loss(log_probs, labels, (labels > 0).astype(np.float32))  # 0 is not counted
   yield compare("loss", loss, case.arrays["out.loss"])
 
 

@@ -21,7 +21,7 @@ from tests.golden_cases.base import (
   import_weights,
   same_tokens,
 )
-from tests.golden_cases.systems import COMMON, System, greedy, row
+from tests.golden_cases.systems import COMMON, System, greedy, in_bfloat16, row
 
 
 class _Prefix(System):
@@ -33,6 +33,7 @@ class _Prefix(System):
     heads = case.config["heads"]
     sections = prefix_vqa.config_from_tensors(case.weights, lm, heads=heads)
     table = prefix_vqa.table(dict(sections=sections, model_type="gpt2"))
+    self.sections = sections
     self.model = build_model(flax.core.freeze(COMMON | sections))
 
     def everything(model, x, tokens):
@@ -57,8 +58,10 @@ def check(case: Case) -> Iterator[Result]:
   latents = features.shape[2]
   soft = np.where((place > 0) & (place <= latents), place, 0)
   text = row(ids, np.ones_like(ids), soft)
-  logits = system.apply(features, jnp.asarray(seen), text, method=_logits)
-  yield compare("logits", logits, case.arrays["out.logits"])
+  inputs, want = (features, jnp.asarray(seen), text), case.arrays["out.logits"]
+  logits = system.apply(*inputs, method=_logits)
+  yield compare("logits", logits, want)
+  yield in_bfloat16(system, *inputs, method=_logits, want=want)
   yield compare("loss", _loss(logits, ids, start + latents), case.arrays["out.loss"])
   stop = start[0] + latents
   prompt = row(ids[:1, :stop], np.ones((1, stop)), soft[:1, :stop])

@@ -11,6 +11,7 @@ from tests.golden_cases.systems import (
   Row,
   System,
   greedy,
+  in_bfloat16,
   margin,
   row,
   step_logits,
@@ -24,9 +25,10 @@ KIND = "volume"
 def whole(case: Case) -> Iterator[Result]:
   """Embeddings, logits, both losses, accuracy and greedy decoding with and without a cache."""
   x = np.asarray(case.arrays["in.vision_x"]).transpose(0, 1, 5, 3, 4, 2)  # from [b, m, c, h, w, d]
-  head_dim = case.config["vit_dim_head"]
-  checkpoint = radfm.checkpoint(dict(case.weights), head_dim=head_dim)
-  checkpoint.sections["tower"]["inputs"]["volume"]["size"] = x.shape[2:5]
+  told = dict(head_dim=case.config["vit_dim_head"], slices=case.config["frame_patch"])
+  checkpoint = radfm.checkpoint(dict(case.weights), **told)
+  volume = checkpoint.sections["tower"]["inputs"]["volume"]
+  checkpoint.sections["tower"]["inputs"] = {KIND: volume | dict(size=x.shape[2:5])}
   system = System(checkpoint)
   ids, labels = case.arrays["in.lang_x"], case.arrays["in.labels"]
   latents = checkpoint.sections["connector"]["num_latents"]
@@ -36,7 +38,9 @@ def whole(case: Case) -> Iterator[Result]:
   logits, embeds = system.apply(*inputs, **text.options(KIND), catch="lm._embed")
   seen = case.arrays["in.attention_mask"] > 0
   yield compare("embeddings", embeds, case.arrays["out.inputs_embeds"])
-  yield compare("logits", logits, case.arrays["out.logits"], seen)
+  want = case.arrays["out.logits"]
+  yield compare("logits", logits, want, seen)
+  yield in_bfloat16(system, *inputs, want=want, where=seen, **text.options(KIND))
   yield compare("loss", next_token_loss(logits, labels), case.arrays["out.loss"])
   yield _reweighted(case, logits)
   targets = labels[:, 1:] >= 0

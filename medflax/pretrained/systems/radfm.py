@@ -33,22 +33,28 @@ def open_model(path: pathlib.Path, _: Options) -> Checkpoint:
   return checkpoint(open_checkpoint(path))
 
 
-def checkpoint(tensors: dict[str, LazyTensor], *, head_dim: int = HEAD_DIM) -> Checkpoint:
+def checkpoint(
+  tensors: dict[str, LazyTensor], *, head_dim: int = HEAD_DIM, slices: int = SLICES
+) -> Checkpoint:
   """What the tensors of a state dict make.
+
+  Args:
+    head_dim: channels of a head of tower and resampler.
+    slices: of a patch.
 
   Raises:
     UserError: if they are not RadFM's.
   """
-  sections = config_from_tensors(tensors, head_dim=head_dim)
+  sections = config_from_tensors(tensors, head_dim=head_dim, slices=slices)
   ignore = f"{UNUSED}|{re.escape(LANGUAGE)}({hf_decoders.ignored('llama', sections['lm'])})"
   origin = dict(source="radfm", sections=sections)
   return Checkpoint(sections, mapping(sections), tensors, ignore, origin)
 
 
 def config_from_tensors(
-  tensors: AnyMapping[str, Any], *, head_dim: int = HEAD_DIM
+  tensors: AnyMapping[str, Any], *, head_dim: int = HEAD_DIM, slices: int = SLICES
 ) -> dict[str, dict[str, Any]]:
-  """The sections of `config.model`, sizes read off the shapes.
+  """The sections of `config.model`, sizes read off the shapes; arguments as of `checkpoint`.
 
   Raises:
     UserError: if there is no such tower.
@@ -58,14 +64,14 @@ def config_from_tensors(
     raise UserError("a RadFM checkpoint has embedding_layer.vision_encoder.* and .perceiver.*")
   shape = lambda name: tensors[f"{tower}{name}"].shape
   dim, values = shape("to_patch_embedding.2.weight")
-  patch = math.isqrt(values // (CHANNELS * SLICES))
+  patch = math.isqrt(values // (CHANNELS * slices))
   tables = {axis: shape(f"pos_embedding.{axis}_embed.weight")[0] for axis in ("row", "dep")}
   layers = rf"{re.escape(tower)}transformer\.layers\.\d+\.0\.norm\.weight"
   sizes = dict(
     image_size=tables["row"] * patch,
     image_patch_size=patch,
-    frames=tables["dep"] * SLICES,
-    frame_patch_size=SLICES,
+    frames=tables["dep"] * slices,
+    frame_patch_size=slices,
     dim=dim,
     depth=count(tensors, layers),
     heads=shape("transformer.layers.0.0.fn.to_qkv.weight")[0] // (3 * head_dim),
