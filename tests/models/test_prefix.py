@@ -58,7 +58,7 @@ def test_a_prefix_is_a_cached_token():
   row = TOKENS[1:, 1:]
   slots = jnp.arange(1, 5)
   mask = causal_mask(slots, jnp.ones_like(row), slots, jnp.ones_like(row))
-  places = jnp.broadcast_to(slots, row.shape)
+  places = jnp.broadcast_to(slots - 1, row.shape)  # the prefix takes the first
   given = {"params": params | {"groups": {"layer_0": layer}}}
   logits, _ = DECODER.apply(given, row, places, mask, None, None)
   np.testing.assert_allclose(logits, whole(base, segments=segments)[0][1:, 1:], atol=1e-5)

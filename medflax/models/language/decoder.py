@@ -27,6 +27,7 @@ from medflax.models.language.layer import (
   shared_fields,
 )
 from medflax.models.language.positions import alibi, rope_frequencies
+from medflax.models.language.prefix import prefix_length
 from medflax.models.language.prompt import with_prompt
 
 UNBOUNDED = 2**30  # a window that no row fills
@@ -156,6 +157,7 @@ class Decoder(LayerFields, kw_only=True):
         both_ways = jnp.pad(both_ways, ((0, 0), (extra, 0), (extra, 0)))
       prompt, index = (None, index + extra) if decoding else (prompt, index)
       cache_size = cache_size and cache_size + extra
+    positions = positions + prefix_length(self.variables.get("params", {}))
     x = self._embed(table, tokens, positions, prompt, soft)
     x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
     context = self._context(positions, mask, media, media_mask, index, both_ways)

@@ -1,8 +1,18 @@
 """Learned keys and values before those of the tokens."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
+from flax import traverse_util
 from jaxtyping import Array, Bool, Float
+
+
+def prefix_length(params: Mapping[str, Any]) -> int:
+  """How many positions a decoder's prefixes take before its tokens, as in peft; 0: it has none."""
+  flat = traverse_util.flatten_dict(params)
+  return next((x.shape[-3] for path, x in flat.items() if path[-1] == "prefix_key"), 0)
 
 
 def with_prefix(
@@ -20,7 +30,7 @@ def with_prefix(
   """What attention sees where its parameters hold a prefix (Li & Liang 2021); else its arguments.
 
   `medflax.peft` adds `prefix_key` and `prefix_value` [length, kv_heads, head_dim]. Every query
-  that sees anything sees them. Tokens keep their positions, and a cache holds no prefix.
+  that sees anything sees them; a cache holds no prefix.
   """
   if not attention.has_variable("params", "prefix_key"):
     return key, value, mask, bias
