@@ -104,11 +104,15 @@ def _checkpoint(
   )
 
 
+# Sources of whole systems, by what a folder of theirs calls them.
+SYSTEMS = {"llava": "llava", "llava_mistral": "llava_med", "gemma3": "gemma3_vlm"}
 Family = Callable[[dict[str, Any], Options], Fit]
 
 
 def _family(hf: dict[str, Any], where: str) -> Family:
   kind = str(hf.get("model_type", ""))
+  if kind in SYSTEMS:
+    raise UserError(f"{where}: is of more than one part; import it as {SYSTEMS[kind]}")
   if kind not in FAMILIES:
     kind = str(_nested(hf, "vision_config").get("model_type", ""))
   return pick(FAMILIES, kind, f"model_type of {where}:")

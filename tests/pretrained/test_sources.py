@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from medflax import peft
 from medflax.models.language.decoder import Decoder
-from medflax.pretrained import load_weights
+from medflax.pretrained import hugging_face, load_weights
 from medflax.pretrained.files import open_checkpoint
 from medflax.tools import export_weights, import_weights
 from tests.golden_cases import lora
@@ -135,3 +135,10 @@ def test_an_open_clip_vit(tmp_path, golden, capsys):
   safetensors.numpy.save_file(theirs, tmp_path / "clip.safetensors")
   assert run(import_weights, "pmc_clip", tmp_path / "clip.safetensors", "--to", tmp_path / "x") == 2
   assert "import this one as 'open_clip'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", hugging_face.SYSTEMS)
+def test_a_system_is_not_taken_for_its_language_model(tmp_path, capsys, kind):
+  (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+  assert run(import_weights, "hugging_face", tmp_path, "--to", tmp_path / "ours") == 2
+  assert f"import it as {hugging_face.SYSTEMS[kind]}" in capsys.readouterr().err
