@@ -107,7 +107,7 @@ def published_scale(config: ConfigDict, **optimizer: Any) -> None:
 
 
 def phantom_scale(config: ConfigDict) -> None:
-  """Under a minute on two CPU cores, everything learnt from scratch."""
+  """About a minute on two CPU cores, everything learnt from scratch."""
   config.data.max_tokens = 128
   config.data.max_media = dict(image=4, volume=0)
   config.train.num_steps = 200

@@ -90,20 +90,21 @@ def linear(inputs, outputs):
   return inputs * outputs + outputs
 
 
-# By spec: what a pattern's leaves have, all together all of the model.
+# By spec: what a pattern's leaves have, all together all of the model. Published counts, or what
+# follows from published shapes.
 PUBLISHED = {
   "flamingo_med.py:variant=3b": {
     "tower/.*": CLIP_L,
     "connector/.*": RESAMPLER,
     XATTN: 24 * gated_block(2048),
-    # MPT-1B has 1,311,311,872 with a table of 50,368 rows.
+    # MPT-1B's shape makes 1,311,311,872 with a table of 50,368 rows.
     LM: 1_311_311_872 + (GPT_NEOX_TOKENS - 50_368) * 2048,
   },
   "flamingo_med.py:variant=4b": {
     "tower/.*": CLIP_L,
     "connector/.*": RESAMPLER,
     XATTN: 16 * gated_block(2560),
-    # RedPajama-INCITE-3B has 2,775,864,320 with two tables of 50,432 rows.
+    # RedPajama-INCITE-3B's shape makes 2,775,864,320 with two tables of 50,432 rows.
     LM: 2_775_864_320 + 2 * (GPT_NEOX_TOKENS - 50_432) * 2560,
   },
   "flamingo_med.py:variant=9b": {
@@ -193,11 +194,10 @@ def test_published_sizes(spec):
   assert sum(weights.values()) - settings == sum(expected.values())
 
 
-def test_flamingos_train_what_their_files_hold():
-  """As many float32 as Med-Flamingo's `model.pt` of 5.24 GB, OpenFlamingo-3B's of 4.19 GB."""
-  for variant, count in (("9b", 1_309_919_248), ("3b", 1_046_992_944)):
-    built = parts(f"flamingo_med.py:variant={variant}")
-    assert sum(math.prod(leaf.shape) for leaf in built.state.trainable.values()) == count
+def test_med_flamingo_trains_what_its_file_holds():
+  """As many float32 as its `model.pt` of 5.24 GB has."""
+  built = parts("flamingo_med.py:variant=9b")
+  assert sum(math.prod(leaf.shape) for leaf in built.state.trainable.values()) == 1_309_919_248
 
 
 @pytest.mark.parametrize(
