@@ -122,7 +122,7 @@ def _in_file(
     first, *rest = index if isinstance(index, tuple) else (index,)
     row = math.prod(shape[1:]) * dtype.itemsize
     if isinstance(first, int):
-      return load(first * row, shape[1:])[tuple(rest)]
+      return load(first * row, shape[1:])[(*rest, ...)]  # ...: an array even of one number
     start, stop, _ = first.indices(shape[0])
     inner = np.broadcast_to(np.empty((), dtype), shape[1:])[tuple(rest)].shape
     out, step = np.empty((stop - start, *inner), dtype), max(1, PART_BYTES // max(row, 1))

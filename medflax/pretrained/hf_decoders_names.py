@@ -293,7 +293,7 @@ def _tensor(
   """The row of one leaf."""
   module, _, leaf = path.rpartition("/")
   options: dict[str, Any] = dict(layers=layers)
-  if leaf == "kernel" and names.transposed:
+  if leaf == "kernel" and (names.transposed or module == "head"):
     options["axes"] = (1, 0)
   if module in _QKVO:
     in_out = {"kernel": (lm["width"], -1), "bias": (-1,)}[leaf]

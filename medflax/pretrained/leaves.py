@@ -46,8 +46,7 @@ def _leaves(prefix: str, init: Init) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _vlm(sections: Mapping[str, Any]) -> Init:
-  fixed = {"dtype": "float32", "remat": "none", "objective": {"type": "next_token"}}
-  model = build_model(flax.core.freeze({**fixed, **sections}))
+  model = build_model({"dtype": "float32", "remat": "none", **sections})
   media = {kind: x[:, None] for kind, x in _media(sections["tower"]).items()}
   ordinal = dict.fromkeys(media, jnp.ones((1, 1), jnp.int32))
   return lambda key: model.init(key, media, TOKENS, TOKENS, media_ordinal=ordinal)

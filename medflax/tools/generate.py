@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -109,7 +108,7 @@ def load(folder: pathlib.Path, dtype: str = "float32") -> LanguageModel:
     raise UserError(f"{folder}: is no model of text alone; import it without --xattn-every")
   tokenizer = load_tokenizer(str(folder / TOKENIZER))
   placed = {path: jnp.asarray(np.asarray(x), number) for path, x in weights.items()}
-  model = build_model(flax.core.freeze({"lm": lm, "dtype": dtype, "remat": "none"}))
+  model = build_model({"lm": lm, "dtype": dtype, "remat": "none"})
   return LanguageModel(
     model=model,
     params=traverse_util.unflatten_dict(placed, sep="/"),

@@ -19,6 +19,7 @@ import ml_collections
 import numpy as np
 import optax
 import safetensors.numpy
+from flax import traverse_util
 
 from medflax.config import load_config
 from medflax.data import DATASETS
@@ -119,7 +120,7 @@ def pretrain(
       )
       left = (time.monotonic() - began) / i * (num_steps - i)
       print(f"step {i}/{num_steps}  {shown}  {left:.0f} s left", flush=True)
-  flat = flax.traverse_util.flatten_dict(jax.device_get(params["model"]), sep="/")
+  flat = traverse_util.flatten_dict(jax.device_get(params["model"]), sep="/")
   return {path: np.asarray(x, np.float16) for path, x in flat.items()}
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 def prefix_length(params: Mapping[str, Any]) -> int:
   """How many positions a decoder's prefixes take before its tokens, as in peft; 0: it has none."""
-  flat = traverse_util.flatten_dict(params)
+  flat: dict[Any, Any] = traverse_util.flatten_dict(params)
   return next((x.shape[-3] for path, x in flat.items() if path[-1] == "prefix_key"), 0)
 
 
