@@ -44,11 +44,11 @@ def build_model(config: Mapping[str, Any]) -> VLM:
   Raises:
     KeyError, TypeError: unknown part or field; `medflax.config.validate` says so kindly before.
   """
-  whole: Mapping[str, Any] = flax.core.freeze({**NOTHING, **config})  # jit hashes models
+  whole: Any = flax.core.freeze({**NOTHING, **config})  # jit hashes models
   common = dict(dtype=jnp.dtype(whole["dtype"]), remat=whole["remat"])
 
   def make(table: Mapping[str, type], part: str, **extra: Any) -> Any:
-    fields = dict(whole[part])
+    fields: dict[str, Any] = dict(whole[part])
     return table[fields.pop("type")](**fields, **extra) if fields else None
 
   return make(
