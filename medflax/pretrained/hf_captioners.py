@@ -5,7 +5,7 @@ from typing import Any
 
 from medflax.pretrained import hf_encoders, hf_vision
 from medflax.pretrained.mapping import Mapping, Tensor
-from medflax.utils import UserError
+from medflax.utils import UserError, pick
 
 IGNORE = r".*position_ids"
 
@@ -14,7 +14,7 @@ def config_from_hf(hf: AnyMapping[str, Any]) -> dict[str, Any]:
   """The fields of a `Captioner`, `tower` and `text` as sections, from a `config.json`.
 
   Raises:
-    UserError: for another model type.
+    UserError: for another model type or activation.
   """
   if hf["model_type"] != "git":
     raise UserError(f"config.json: model_type {hf['model_type']!r} is no captioner; known: git")
@@ -28,7 +28,7 @@ def config_from_hf(hf: AnyMapping[str, Any]) -> dict[str, Any]:
       heads=hf["num_attention_heads"],
       mlp_width=hf["intermediate_size"],
       max_positions=hf["max_position_embeddings"],
-      activation=hf["hidden_act"],
+      activation=pick(hf_vision.ACTIVATIONS, hf["hidden_act"], "hidden_act"),
       norm_eps=hf["layer_norm_eps"],
     ),
     frames=hf.get("num_image_with_embedding") or 0,

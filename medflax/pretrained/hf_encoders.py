@@ -6,21 +6,21 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from medflax.pretrained.hf_vision import linear, norm, projection
+from medflax.pretrained.hf_vision import ACTIVATIONS, linear, norm, projection
 from medflax.pretrained.mapping import Mapping, Tensor
 from medflax.utils import pick
 
-# The names of the masked-token head differ, and so does the row where positions begin.
+# The names of the masked-token head differ; RoBERTa's positions begin behind the row of padding.
 FAMILIES = {
   "bert": dict(
-    position_offset=0,
+    pads_positions=False,
     base="bert.",
     head="cls.predictions.transform.dense",
     head_norm="cls.predictions.transform.LayerNorm",
     head_bias="cls.predictions.bias",
   ),
   "roberta": dict(
-    position_offset=2,
+    pads_positions=True,
     base="roberta.",
     head="lm_head.dense",
     head_norm="lm_head.layer_norm",
@@ -41,7 +41,7 @@ def config_from_hf(hf: AnyMapping[str, Any]) -> dict[str, Any]:
   tokens has that head.
 
   Raises:
-    UserError: for another model type.
+    UserError: for another model type or activation.
   """
   family = pick(FAMILIES, hf["model_type"], "encoder model_type")
   names = " ".join(hf.get("architectures") or ())
@@ -54,9 +54,9 @@ def config_from_hf(hf: AnyMapping[str, Any]) -> dict[str, Any]:
     heads=hf["num_attention_heads"],
     mlp_width=hf["intermediate_size"],
     max_positions=hf["max_position_embeddings"],
-    position_offset=family["position_offset"],
+    position_offset=hf.get("pad_token_id", 1) + 1 if family["pads_positions"] else 0,
     token_types=hf["type_vocab_size"],
-    activation=hf["hidden_act"],
+    activation=pick(ACTIVATIONS, hf["hidden_act"], "hidden_act"),
     norm_eps=hf["layer_norm_eps"],
     lm_head=masked or both,
     pooler=not masked,
@@ -86,7 +86,7 @@ def layers(path: str, key: str, section: AnyMapping[str, Any]) -> Mapping:
 
 def mapping(section: AnyMapping[str, Any]) -> Mapping:
   """Where each leaf of an `Encoder` with these fields stands in the checkpoint."""
-  [family] = (f for f in FAMILIES.values() if f["position_offset"] == section["position_offset"])
+  family = FAMILIES["roberta" if section["position_offset"] else "bert"]
   base = family["base"] if section["lm_head"] else ""
   out = {
     "embedding": Tensor(f"{base}embeddings.word_embeddings.weight"),

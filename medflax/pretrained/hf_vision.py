@@ -25,6 +25,8 @@ ACTIVATIONS = {
   "gelu_new": "gelu_tanh",
   "gelu_pytorch_tanh": "gelu_tanh",
   "quick_gelu": "quick_gelu",
+  "relu": "relu",
+  "silu": "silu",
 }
 
 _CLIP_LAYER = {

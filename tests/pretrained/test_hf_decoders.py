@@ -103,6 +103,12 @@ def test_fused_queries_keys_and_values():
     np.testing.assert_array_equal(rows, np.repeat(order, head_dim))
 
 
+def test_an_untied_head_is_a_linear_map_whatever_the_layers_are():
+  table = mapping("gpt2", section("gpt2", tie_word_embeddings=False))
+  assert table["head/kernel"].axes == (1, 0)
+  assert table["groups/layer_0/mlp/wi/kernel"].axes == ()
+
+
 def test_a_tied_head_and_buffers_are_ignored_and_nothing_else():
   lm = section("gpt2")
   table, abstract = mapping("gpt2", lm), leaves(lm)

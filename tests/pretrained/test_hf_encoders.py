@@ -81,6 +81,20 @@ def test_tensors_that_stand_there_twice_are_passed_over():
     to_ours(mapping(section), shapes, theirs | more)
 
 
+def test_positions_of_roberta_begin_behind_the_row_of_padding():
+  offset = lambda **hf: config_from_hf(HF | hf)["position_offset"]
+  assert offset(model_type="roberta", pad_token_id=0) == 1
+  assert offset(model_type="roberta") == 2
+  assert offset(model_type="bert", pad_token_id=3) == 0
+
+
+def test_an_activation_has_our_name_or_is_refused():
+  section = config_from_hf(HF | dict(model_type="bert", hidden_act="gelu_new"))
+  assert section["activation"] == "gelu_tanh"
+  with pytest.raises(UserError, match="mish"):
+    config_from_hf(HF | dict(model_type="bert", hidden_act="mish"))
+
+
 def test_another_model_type_is_named():
   with pytest.raises(UserError, match="did you mean 'bert'"):
     config_from_hf(HF | dict(model_type="albert"))
