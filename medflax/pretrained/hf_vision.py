@@ -176,13 +176,15 @@ def mapping(section: AnyMapping[str, Any], prefix: str | None = None) -> Mapping
 def unused(section: AnyMapping[str, Any], prefix: str | None = None) -> str:
   """Regex of the foreign names that a tower with these fields leaves out, for `ignore`.
 
-  These are the layer after the last, the final norm and the heads, if the section has none,
+  These are the layers after the last, the final norm and the heads, if the section has none,
   CLIP's text side, and what is no weight.
   """
   family = _family(section)
   prefix = family["prefix"] if prefix is None else prefix
   names = {ours: re.escape(_key(prefix, theirs)) for ours, theirs in family["names"].items()}
-  after = re.escape(_key(prefix, family["names"]["layer"].format(section["depth"])))
+  layer, _, end = _key(prefix, family["names"]["layer"]).partition("{}")
+  used = "|".join(map(str, range(section["depth"])))
+  after = rf"{re.escape(layer)}(?!({used}){re.escape(end)})\d+{re.escape(end)}"
   out = [after, ".*position_ids", ".*mask_token", "text_model", "text_projection", "logit_scale"]
   if not section.get("final_norm", True):
     out.append(names["final_norm"])

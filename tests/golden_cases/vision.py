@@ -88,7 +88,8 @@ def _changes(name: str, hf: dict[str, Any]) -> dict[str, Any]:
 def hugging_face(case: Case) -> Iterator[Result]:
   """Every output of the image's side but `hidden_0`, the patches before any layer."""
   section = hf_vision.config_from_hf(case.hf) | AS_IS
-  x = channels_last(case.arrays["in.pixel_values"])
+  height, width = section["inputs"]["image"]["size"]
+  x = channels_last(case.arrays["in.pixel_values"])[:, :height, :width]  # the rest is no patch
   elsewhere = ("hidden_0", "text_embeds", "logits_per_image")
   for key, want in case.arrays.items():
     name = key.removeprefix("out.")
