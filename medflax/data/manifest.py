@@ -90,7 +90,8 @@ def _parse_row(
   for field, kind in _MEDIA_FIELDS.items():
     for path in _texts(record, field):
       if path not in known_paths:
-        known_paths[path] = _check_path(root, path)
+        known_paths[path] = path_inside(root, path).relative_to(root).as_posix()
+        extension(path)
       media.append((kind, known_paths[path]))
   if not media:
     raise UserError(f"has no media; give `images` or `volumes`{_typo('images', record)}")
@@ -149,8 +150,12 @@ def _shown(value: Any) -> str:
   return text if len(text) <= 40 else text[:37] + "…"
 
 
-def _check_path(root: pathlib.Path, path: str) -> str:
-  """The file's path relative to `root`, symbolic links and all resolved."""
+def path_inside(root: pathlib.Path, path: str) -> pathlib.Path:
+  """The file at `path` below `root` (itself resolved), symbolic links and all resolved.
+
+  Raises:
+    UserError: if it leads out of `root`, or there is no such file.
+  """
   pure = pathlib.PurePosixPath(path)
   climbs = UserError(f"{path!r} leads out of the data folder; copy the file into it")
   if pure.is_absolute() or ".." in pure.parts:
@@ -164,8 +169,7 @@ def _check_path(root: pathlib.Path, path: str) -> str:
     raise climbs
   if not found:
     raise UserError(f"{path!r} does not exist; paths are relative to the data folder")
-  extension(path)
-  return resolved.relative_to(root).as_posix()
+  return resolved
 
 
 def group_rows(rows: Sequence[Row]) -> list[str]:

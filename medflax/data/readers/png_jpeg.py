@@ -1,5 +1,6 @@
 """PNG and JPEG, by Pillow."""
 
+import io
 import pathlib
 
 import numpy as np
@@ -14,8 +15,8 @@ MAX_PIXELS = 89_478_485
 _RAW_MODES = ("I", "I;16", "I;16B", "I;16L", "F")  # one channel of more than 8 bits
 
 
-def read_image(path: pathlib.Path) -> Pixels:
-  """Decodes a PNG or JPEG to uint8 (H, W, 3).
+def read_image(path: pathlib.Path | io.BytesIO) -> Pixels:
+  """Decodes a PNG or JPEG, a file or its bytes, to uint8 (H, W, 3).
 
   EXIF rotation is applied, palettes are resolved, transparency is composited on black and grey
   is repeated to three channels. Grey of more than 8 bits is windowed between its 1st and 99th

@@ -1,0 +1,114 @@
+"""The files of a prepared data set: how records and media lie in them.
+
+A prepared folder holds
+
+* `dataset.json`: what the data set is, its splits, counts and shards; written last;
+* `index/SPLIT.json`: the columns by which samples are chosen without reading them;
+* `SPLIT-00000.array_record`, …: records, JSON each, whose media are numbers;
+* `media-00000.array_record`, …: every media file once, in the order of its number: one line of
+  JSON, then PNG or JPEG as they were, or the raw values of an array;
+* `rejected.jsonl`: rows of the source that could not be used, with the reason.
+"""
+
+import io
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from medflax.data.builders.base import Record
+from medflax.data.documents import MEDIA_RANKS
+from medflax.data.readers import READERS, extension
+from medflax.data.readers.png_jpeg import read_image
+from medflax.data.transforms import Pixels
+from medflax.utils import UserError
+
+FORMAT = 1
+DATASET, INDEX, REJECTED, CHUNKS = "dataset.json", "index", "rejected.jsonl", "unfinished"
+COLUMNS = ("group", "task", "topic")
+MEDIA = "media"  # no split may have this name
+
+_ENCODED = (".png", ".jpg", ".jpeg")  # kept as they are; anything else becomes an array
+_KIND_OF_RANK = {rank: kind for kind, rank in MEDIA_RANKS.items()}
+# One record a block: reading at random is what training does. Compressing a JPEG costs next to
+# nothing, and volumes need it.
+_WRITE_OPTIONS = "group_size:1,zstd"
+
+
+def shard_name(part: str, number: int) -> str:
+  """File name of the shard of a split, or of `MEDIA`."""
+  return f"{part}-{number:05}.array_record"
+
+
+def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> int:
+  """Writes a shard, whole or not at all; returns how many records it has."""
+  temporary = path.with_name(f".{path.name}.tmp")
+  writer = ArrayRecordWriter(str(temporary), _WRITE_OPTIONS)
+  count = 0
+  for record in records:
+    writer.write(record)
+    count += 1
+  writer.close()
+  with temporary.open("rb") as file:
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+  return count
+
+
+def encode_record(record: Record, media: Sequence[int]) -> bytes:
+  """A record as JSON; `media` are the numbers of its media."""
+  return json.dumps(
+    {
+      "id": record.id,
+      "task": record.task,
+      "group": record.group,
+      "question": record.question,
+      "answer": record.answer,
+      "answer_type": record.answer_type,
+      "choices": record.choices,
+      "media": media,
+      "meta": record.meta,
+    },
+    ensure_ascii=False,
+  ).encode()
+
+
+def load_media(path: pathlib.Path, kind: str) -> bytes:
+  """A file as it is stored, after decoding it to see that it can be.
+
+  Raises:
+    UserError: as a predicate of the file: "is truncated; …".
+  """
+  suffix = extension(path)
+  try:
+    pixels = READERS[suffix](path)
+    found = _KIND_OF_RANK[pixels.array.ndim]
+    if found != kind:
+      raise UserError(f"is one {found}, not one {kind}")
+    if suffix in _ENCODED:
+      return _packed({"format": suffix}, path.read_bytes())
+  except OSError as error:
+    raise UserError(f"cannot be read ({error.strerror})") from None
+  array = np.ascontiguousarray(pixels.array)
+  header = {"format": "array", "dtype": array.dtype.str, "shape": array.shape}
+  return _packed(header | {"aspect": pixels.aspect}, array.tobytes())
+
+
+def decode_media(stored: bytes) -> Pixels:
+  """The pixels of what `load_media` has given."""
+  head, _, payload = stored.partition(b"\n")
+  header: dict[str, Any] = json.loads(head)
+  if header["format"] in _ENCODED:
+    return read_image(io.BytesIO(payload))
+  shape = header["shape"]
+  array = np.frombuffer(payload, header["dtype"], math.prod(shape)).reshape(shape)
+  return Pixels(array, header["aspect"])
+
+
+def _packed(header: dict[str, Any], payload: bytes) -> bytes:
+  return json.dumps(header).encode() + b"\n" + payload

@@ -1,0 +1,217 @@
+"""A data set that `medflax.tools.prepare_data` has prepared, as a `Dataset`. See docs/data.md."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+
+from medflax.data.builders import store
+from medflax.data.documents import (
+  IMAGE,
+  IMAGE_TOKEN,
+  VOLUME,
+  Document,
+  Media,
+  Sample,
+  Source,
+  Text,
+)
+from medflax.data.folder import ALL_TASKS, TRAIN_PASSES
+from medflax.data.support import PoolEpisodes
+from medflax.data.transforms import fit_image, fit_volume
+from medflax.utils import UserError, nearest
+
+_FIT = {IMAGE: fit_image, VOLUME: fit_volume}
+
+
+class PreparedDataset:
+  """Random access to a prepared folder; its media are decoded when a sample is read.
+
+  Attributes:
+    name: of the builder.
+    version: of the data set, with a hash of its content.
+    tasks: "vqa" (all records), then the tasks that records have.
+    splits: names of the splits, with how many records each has.
+    media_per_sample: the most media of each kind that one record has.
+    interleaved: whether its records are documents, read by `documents`, not by `episodes`.
+    info: all of `dataset.json`.
+  """
+
+  def __init__(
+    self,
+    root: str | os.PathLike,
+    image_size: Sequence[int],
+    volume_size: Sequence[int],
+    *,
+    seed: int = 0,
+  ):
+    """Reads the index, no sample.
+
+    Args:
+      root: the prepared folder.
+      image_size: (H, W) that images are fitted to.
+      volume_size: (D, H, W) that volumes are fitted to.
+      seed: decides the order of episodes and their support samples.
+
+    Raises:
+      UserError: if the folder is none, is unfinished, or lacks one of its files.
+    """
+    self._root = pathlib.Path(root)
+    self._sizes = {IMAGE: tuple(image_size), VOLUME: tuple(volume_size)}
+    self._seed = seed
+    self.info = _read_info(self._root)
+    self.name: str = self.info["name"]
+    self.version: str = self.info["version"]
+    self.splits: Mapping[str, int] = self.info["records"]
+    self.interleaved: bool = self.info["interleaved"]
+    self.tasks = (ALL_TASKS, *(task for task in self.info["tasks"] if task != ALL_TASKS))
+    self.media_per_sample: Mapping[str, int] = {
+      kind: self.info["media_per_sample"].get(kind, 0) for kind in self._sizes
+    }
+    self._shards = {part: self._open(part) for part in self.info["shards"]}
+    self._columns = {
+      split: json.loads((self._root / store.INDEX / f"{split}.json").read_bytes())
+      for split in self.splits
+    }
+
+  def _open(self, part: str) -> grain.sources.ArrayRecordDataSource:
+    shards = self.info["shards"][part]
+    missing = [shard["file"] for shard in shards if not (self._root / shard["file"]).is_file()]
+    if missing:
+      raise UserError(f"{self._root} lacks {missing[0]}; prepare it again in another folder")
+    source = grain.sources.ArrayRecordDataSource([str(self._root / s["file"]) for s in shards])
+    if len(source) != sum(shard["records"] for shard in shards):
+      raise UserError(f"{self._root} has damaged {part} shards; prepare it again in another folder")
+    return source
+
+  def samples(self, task: str, split: str) -> "PreparedSamples":
+    """Random access to the records of a task and split, in the source's order.
+
+    Raises:
+      UserError: if there is no such task or split, or it has no records.
+    """
+    if task not in self.tasks:
+      raise UserError(f"data set {self.name!r} has no task {task!r}{nearest(task, self.tasks)}")
+    if split not in self.splits:
+      raise UserError(f"data set {self.name!r} has no split {split!r}{nearest(split, self.splits)}")
+    tasks = self._columns[split]["task"]
+    rows = [i for i, name in enumerate(tasks) if task in (ALL_TASKS, name)]
+    if not rows:
+      have = ", ".join(f"{count:,} {split}" for split, count in self.splits.items())
+      raise UserError(
+        f"data set {self.name!r} has no records of task {task!r} in split {split!r} ({have} in "
+        "all); choose another split"
+      )
+    return PreparedSamples(self, split, rows, self._columns[split])
+
+  def episodes(
+    self, task: str, split: str, num_shots: int | tuple[int, int], num_episodes: int | None = None
+  ) -> PoolEpisodes:
+    """Queries of one split with support samples from the training split.
+
+    As with a folder's: outside the training split no query comes twice, and training goes over
+    its records again and again with new support samples.
+
+    Raises:
+      UserError: as `samples`, if the training split is too small for `num_shots`, or if the
+        data set is interleaved.
+    """
+    if self.interleaved:
+      raise UserError(f"data set {self.name!r} holds documents, not questions; it has no episodes")
+    queries = self.samples(task, split)
+    most = len(queries) * (TRAIN_PASSES if split == "train" else 1)
+    return PoolEpisodes(
+      queries,
+      self.samples(ALL_TASKS, "train") if num_shots != 0 else queries,
+      num_shots if isinstance(num_shots, int) else (num_shots[0], num_shots[1]),
+      seed=(self._seed, list(self.splits).index(split)),
+      num_episodes=most if num_episodes is None else min(num_episodes, most),
+    )
+
+  def documents(self, task: str, split: str) -> "PreparedDocuments":
+    """The interleaved documents of a task and split.
+
+    Raises:
+      UserError: as `samples`, or if the data set is not interleaved.
+    """
+    if not self.interleaved:
+      raise UserError(f"data set {self.name!r} holds questions, not documents; use its episodes")
+    return PreparedDocuments(self.samples(task, split))
+
+  def sample(self, split: str, index: int) -> Sample:
+    """Reads record `index` of a split and decodes its media."""
+    record = json.loads(self._shards[split][index])
+    return Sample(
+      id=record["id"],
+      media=tuple(self._media(kind, number) for kind, number in record["media"]),
+      question=record["question"],
+      answer=record["answer"],
+      source=Source(self.name, self.version, split),
+      task=record["task"],
+      choices=tuple(record["choices"]),
+      group=record["group"],
+      meta=record["meta"] | {"answer_type": record["answer_type"]},
+    )
+
+  def _media(self, kind: str, number: int) -> Media:
+    pixels = store.decode_media(self._shards[store.MEDIA][number])
+    return Media(_FIT[kind](pixels, self._sizes[kind]), kind)
+
+
+class PreparedSamples:
+  """Some records of a split as a `PoolSource`.
+
+  Attributes:
+    groups: the records' groups.
+    topics: what is asked.
+  """
+
+  def __init__(
+    self,
+    dataset: PreparedDataset,
+    split: str,
+    rows: Sequence[int],
+    columns: Mapping[str, Sequence[Any]],
+  ):
+    self._dataset, self._split, self._rows = dataset, split, rows
+    self.groups: Sequence[str] = [columns["group"][row] for row in rows]
+    self.topics: Sequence[str] = [columns["topic"][row] for row in rows]
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, index: int) -> Sample:
+    return self._dataset.sample(self._split, self._rows[index])
+
+
+class PreparedDocuments(Sequence[Document]):
+  """Interleaved records as documents: text to be learnt, with the media where they stand."""
+
+  def __init__(self, samples: PreparedSamples):
+    self._samples = samples
+
+  def __len__(self) -> int:
+    return len(self._samples)
+
+  def __getitem__(self, index: int) -> Document:
+    sample = self._samples[index]
+    first, *texts = sample.answer.split(IMAGE_TOKEN)
+    segments: list[Text | Media] = [Text(first, loss=True)] if first else []
+    for media, text in zip(sample.media, texts, strict=True):
+      segments += [media, Text(text, loss=True)] if text else [media]
+    return Document(tuple(segments), sample.source, sample.id)
+
+
+def _read_info(root: pathlib.Path) -> dict[str, Any]:
+  if not os.fspath(root) or not root.is_dir():
+    raise UserError(f"prepared folder {str(root)!r} does not exist; correct --config.data.root")
+  if not (root / store.DATASET).exists():
+    state = "is unfinished; run the same" if (root / store.CHUNKS).is_dir() else "is none; run"
+    raise UserError(f"prepared folder {str(root)!r} {state} medflax.tools.prepare_data")
+  info = json.loads((root / store.DATASET).read_text())
+  if info["format"] != store.FORMAT:
+    raise UserError(f"{root} was prepared by another version of medflax; prepare it again")
+  return info
