@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 INSTALL_REQUIRES = [
   "absl-py>=2.1",  # flags that grain's worker processes read
+  "array_record>=0.8",  # the shards of prepared data sets; grain brings it along
   "flax>=0.12",  # linen modules; first to support jax 0.10
   "grain>=0.2.16",  # the input pipeline, whose iterator is part of a checkpoint
   "jax>=0.10",  # the last release line that still serves Python 3.11
@@ -29,6 +30,7 @@ EXTRAS_REQUIRE = {
     "beartype>=0.20",  # checks the jaxtyping annotations
     "gguf>=0.17",  # writes the files that the tests of the extra read
     "hypothesis>=6.100",
+    "pyarrow>=18",  # likewise
     "pytest>=8.3",
     "pytest-timeout>=2.3",
   ],
@@ -37,6 +39,7 @@ EXTRAS_REQUIRE = {
     "pyright[nodejs]>=1.1.400",  # with its own node: nothing to install by hand
     "ruff>=0.9",
   ],
+  "parquet": ["pyarrow>=18"],  # data sets that are distributed as parquet files
   "gguf": ["gguf>=0.17"],  # dequantises the checkpoints of llama.cpp
   "tpu": ["jax[tpu]>=0.10"],
   "cuda": ["jax[cuda13]>=0.10"],

@@ -60,7 +60,7 @@ NEVER = {
   "config": {"jax", "jaxlib", "flax"},  # a mistyped flag is told at once
 }
 # Extras, which are imported inside the function that needs them.
-OPTIONAL = {"gguf"}
+OPTIONAL = {"gguf", "pyarrow"}
 # Where an import is named otherwise than its distribution.
 DISTRIBUTIONS = {
   "PIL": "pillow",

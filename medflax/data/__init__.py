@@ -6,6 +6,7 @@ from typing import Any
 from medflax.data.documents import Dataset
 from medflax.data.folder import FolderDataset
 from medflax.data.phantoms import Phantoms
+from medflax.data.prepared import PreparedDataset
 
 
 def _phantom(data: Any, seed: int) -> Dataset:
@@ -18,5 +19,13 @@ def _folder(data: Any, seed: int) -> Dataset:
   )
 
 
+def _prepared(data: Any, seed: int) -> Dataset:
+  return PreparedDataset(data.root, data.image_size, data.volume_size, seed=seed)
+
+
 # config.data.source → the data set, from config.data and the seed.
-DATASETS: dict[str, Callable[[Any, int], Dataset]] = {"phantom": _phantom, "folder": _folder}
+DATASETS: dict[str, Callable[[Any, int], Dataset]] = {
+  "phantom": _phantom,
+  "folder": _folder,
+  "prepared": _prepared,
+}

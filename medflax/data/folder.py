@@ -15,13 +15,11 @@ import tqdm
 from medflax.data.documents import IMAGE, VOLUME, Media, Sample, Source
 from medflax.data.manifest import SPLITS, BadRow, Row, assign_splits, group_rows, parse_manifest
 from medflax.data.readers import read_media
-from medflax.data.support import PoolEpisodes
+from medflax.data.support import PoolEpisodes, split_episodes
 from medflax.utils import UserError, nearest
 
 CACHE_BYTES = 2**30  # all media of a data set stay decoded in memory up to this size
 ALL_TASKS = "vqa"
-# Training comes back to a row with new support samples, so it is a generator in all but name.
-TRAIN_PASSES = 1000
 _ON_BAD_SAMPLE = ("raise", "skip")
 
 
@@ -129,22 +127,18 @@ class FolderDataset:
   def episodes(
     self, task: str, split: str, num_shots: int | tuple[int, int], num_episodes: int | None = None
   ) -> PoolEpisodes:
-    """Queries of one split with support samples from the training split.
-
-    Outside the training split no query comes twice, so `num_episodes` above the number of rows
-    means all of them; training goes over its rows again and again with new support samples.
+    """Queries of one split with support samples from the training split; see `split_episodes`.
 
     Raises:
       UserError: as `samples`, or if the training split is too small for `num_shots`.
     """
-    queries = self.samples(task, split)
-    most = len(queries) * (TRAIN_PASSES if split == "train" else 1)
-    return PoolEpisodes(
-      queries,
-      self.samples(ALL_TASKS, "train") if num_shots != 0 else queries,
+    return split_episodes(
+      self.samples(task, split),
+      lambda: self.samples(ALL_TASKS, "train"),
       num_shots if isinstance(num_shots, int) else (num_shots[0], num_shots[1]),
       seed=(self._seed, SPLITS.index(split)),
-      num_episodes=most if num_episodes is None else min(num_episodes, most),
+      training=split == "train",
+      num_episodes=num_episodes,
     )
 
   def sample(self, row: Row) -> Sample:

@@ -19,8 +19,8 @@ from medflax.data.documents import (
   Source,
   Text,
 )
-from medflax.data.folder import ALL_TASKS, TRAIN_PASSES
-from medflax.data.support import PoolEpisodes
+from medflax.data.folder import ALL_TASKS
+from medflax.data.support import PoolEpisodes, split_episodes
 from medflax.data.transforms import fit_image, fit_volume
 from medflax.utils import UserError, nearest
 
@@ -110,10 +110,7 @@ class PreparedDataset:
   def episodes(
     self, task: str, split: str, num_shots: int | tuple[int, int], num_episodes: int | None = None
   ) -> PoolEpisodes:
-    """Queries of one split with support samples from the training split.
-
-    As with a folder's: outside the training split no query comes twice, and training goes over
-    its records again and again with new support samples.
+    """Queries of one split with support samples from the training split; see `split_episodes`.
 
     Raises:
       UserError: as `samples`, if the training split is too small for `num_shots`, or if the
@@ -121,14 +118,13 @@ class PreparedDataset:
     """
     if self.interleaved:
       raise UserError(f"data set {self.name!r} holds documents, not questions; it has no episodes")
-    queries = self.samples(task, split)
-    most = len(queries) * (TRAIN_PASSES if split == "train" else 1)
-    return PoolEpisodes(
-      queries,
-      self.samples(ALL_TASKS, "train") if num_shots != 0 else queries,
+    return split_episodes(
+      self.samples(task, split),
+      lambda: self.samples(ALL_TASKS, "train"),
       num_shots if isinstance(num_shots, int) else (num_shots[0], num_shots[1]),
       seed=(self._seed, list(self.splits).index(split)),
-      num_episodes=most if num_episodes is None else min(num_episodes, most),
+      training=split == "train",
+      num_episodes=num_episodes,
     )
 
   def documents(self, task: str, split: str) -> "PreparedDocuments":

@@ -1,7 +1,7 @@
 """Few-shot episodes from a pool of real samples."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +22,10 @@ class PoolSource(SampleSource, Protocol):
 
   groups: Sequence[str]
   topics: Sequence[str]
+
+
+# Training comes back to a sample with new support, so it is a generator in all but name.
+TRAIN_PASSES = 1000
 
 
 class PoolEpisodes(Sequence[Episode]):
@@ -105,6 +109,41 @@ class PoolEpisodes(Sequence[Episode]):
       if len(fresh) == count:
         break
     return (fresh + repeats)[:count]
+
+
+def split_episodes(
+  queries: PoolSource,
+  pool: Callable[[], PoolSource],
+  num_shots: int | tuple[int, int],
+  *,
+  seed: Sequence[int],
+  training: bool,
+  num_episodes: int | None,
+) -> PoolEpisodes:
+  """The episodes of a split of finite size.
+
+  Outside the training split no query comes twice, so `num_episodes` above the number of queries
+  means all of them; training goes over its samples again and again with new support.
+
+  Args:
+    queries: the samples of the split.
+    pool: gives what support is drawn from; not called for zero shots.
+    num_shots: a number or an inclusive range.
+    seed: of the data set and the split.
+    training: whether it is the training split.
+    num_episodes: how many; None: all there are.
+
+  Raises:
+    UserError: if the pool is too small for `num_shots`.
+  """
+  most = len(queries) * (TRAIN_PASSES if training else 1)
+  return PoolEpisodes(
+    queries,
+    pool() if num_shots != 0 else queries,
+    num_shots,
+    seed=seed,
+    num_episodes=most if num_episodes is None else min(num_episodes, most),
+  )
 
 
 def _codes(*columns: Sequence[str]) -> tuple[int, list[Int[np.ndarray, " n"]]]:

@@ -268,6 +268,7 @@ def shortfalls(summary: dict[str, Any]) -> list[str]:
   """How a prepared data set differs from the counts that its owner publishes, one line each."""
   found = collections.Counter(summary["records"])
   found.update(summary["rejected"])
+  found["records"] = found.total()
   found.update(summary["media"])
   absent = f" (not found: {', '.join(summary['absent'])})" if summary["absent"] else ""
   return [

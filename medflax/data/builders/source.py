@@ -26,16 +26,38 @@ class Row:
   """One row of a table.
 
   Attributes:
-    place: the file and the row's number in it, for messages.
+    table: path of the table within the source.
+    number: of the row in its table, from 1.
     fields: by column.
     split: which split of the data set it belongs to; "" where its fields say so.
     problem: why it cannot be used; "" if it can.
   """
 
-  place: str
+  table: str
+  number: int
   fields: Mapping[str, Any]
   split: str = ""
   problem: str = ""
+
+  @property
+  def place(self) -> str:
+    """Where it is, for messages."""
+    return f"{self.table} row {self.number}"
+
+  def of(self, *, split: str = "", **fields: Any) -> "Row":
+    """The row with further fields, which a data set's other files tell, and maybe a split."""
+    return dataclasses.replace(self, fields={**self.fields, **fields}, split=split or self.split)
+
+  def within(self, name: str) -> "Row":
+    """An object inside the row, as a row.
+
+    Raises:
+      UserError: if there is none.
+    """
+    value = self.fields.get(name)
+    if not isinstance(value, Mapping):
+      raise UserError(f"has no object {name!r}")
+    return dataclasses.replace(self, fields=value)
 
   def text(self, *names: str, optional: bool = False) -> str:
     """The first of the fields `names` that there is, as stripped text.
@@ -108,14 +130,18 @@ class SourceFolder:
     except UserError:
       return False
 
-  def first(self, *names: str) -> str:
-    """The first of `names` that exists; the first of all if none does."""
-    return next((name for name in names if self.has(name)), names[0])
+  def folder(self, *names: str) -> str:
+    """The first of the folders `names` that exists; the first of all if none does."""
+    return next((name for name in names if (self.root / name).is_dir()), names[0])
 
   def names(self, pattern: str) -> list[str]:
     """Paths of the files that match a glob pattern, sorted."""
     found = (path for path in self.root.glob(pattern) if path.is_file())
     return sorted(path.relative_to(self.root).as_posix() for path in found)
+
+  def stems(self, pattern: str) -> dict[str, str]:
+    """Paths of the files that match a glob pattern, by their names without extension."""
+    return {pathlib.PurePosixPath(name).stem: name for name in self.names(pattern)}
 
   def rows(self, name: str, split: str = "", **options: Any) -> Iterator[Row]:
     """The rows of a table, by the reader that `TABLES` has for its extension.
@@ -137,9 +163,9 @@ class SourceFolder:
     try:
       for number, fields in enumerate(reader(self.file(name), **options), start=1):
         if isinstance(fields, str):
-          yield Row(f"{name} row {number}", {}, split, fields)
+          yield Row(name, number, {}, split, fields)
         else:
-          yield Row(f"{name} row {number}", fields, split)
+          yield Row(name, number, fields, split)
     except UnicodeDecodeError:
       raise UserError(f"{name} is not UTF-8; download it again") from None
     except (OSError, ValueError, EOFError, csv.Error, pickle.UnpicklingError) as error:

@@ -60,8 +60,8 @@ def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> int:
   return count
 
 
-def encode_record(record: Record, media: Sequence[int]) -> bytes:
-  """A record as JSON; `media` are the numbers of its media."""
+def encode_record(record: Record, numbers: Sequence[int]) -> bytes:
+  """A record as JSON; `numbers` are those of its media."""
   return json.dumps(
     {
       "id": record.id,
@@ -71,7 +71,7 @@ def encode_record(record: Record, media: Sequence[int]) -> bytes:
       "answer": record.answer,
       "answer_type": record.answer_type,
       "choices": record.choices,
-      "media": media,
+      "media": [[kind, number] for (kind, _), number in zip(record.media, numbers, strict=True)],
       "meta": record.meta,
     },
     ensure_ascii=False,
