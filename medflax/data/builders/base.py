@@ -1,6 +1,5 @@
 """What a builder of a data set declares, and what it turns every row of its source into."""
 
-import collections
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -69,8 +68,8 @@ class Builder:
     tasks: that records may have.
     media: kinds of media.
     answers: answer types that occur.
-    published: counts that the owner publishes: of records by split, of media files as `images`,
-      `volumes` and `signals`. What is unknown is left out, and what a builder derives itself.
+    published: counts that the owner publishes: of records by split or in all (`records`), of rows
+      of the source (`rows`), of media files (`images`, `volumes`, `signals`).
     rows: the source's rows, in an order that depends on the files alone.
     records: the records of a row; it raises `UserError` for one that cannot be used.
     interleaved: whether records are documents rather than questions; see `Record`.
@@ -154,6 +153,11 @@ def answer_type(row: Row, *names: str) -> str:
   return value
 
 
+def yes_no_type(answer: str) -> str:
+  """CLOSED for yes and no, OPEN otherwise: for data sets whose papers divide questions so."""
+  return CLOSED if answer.lower() in ("yes", "no") else OPEN
+
+
 def hash_fraction(name: str) -> float:
   """A number in [0, 1) that depends on a name alone."""
   return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
@@ -168,13 +172,3 @@ def hash_split(group: str) -> str:
 def hash_choice(options: Sequence[str], name: str) -> str:
   """One of `options`, the same for the same name: the wording of a question."""
   return options[int(hash_fraction(name) * len(options))]
-
-
-def count_records(found: Iterable[list[Record | Rejected]]) -> tuple[dict[str, int], int]:
-  """How many records each split has, and how many rows or records were rejected."""
-  counts: collections.Counter[str] = collections.Counter()
-  rejected = 0
-  for items in found:
-    counts.update(item.split for item in items if isinstance(item, Record))
-    rejected += sum(isinstance(item, Rejected) for item in items)
-  return dict(counts), rejected

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from medflax.data.builders.base import CLOSED, OPEN, Builder, Record, images
+from medflax.data.builders.base import CLOSED, OPEN, Builder, Record, images, yes_no_type
 from medflax.data.builders.source import Row, SourceFolder
 from medflax.data.documents import IMAGE
 
@@ -13,8 +13,7 @@ def _rows(source: SourceFolder) -> Iterator[Row]:
 
 def _records(row: Row) -> Iterator[Record]:
   image, answer = row.text("image"), row.text("answer")
-  # The paper's own division: its closed questions are those of yes and no.
-  kind = CLOSED if answer.lower() in ("yes", "no") else OPEN
+  kind = yes_no_type(answer)
   yield Record(
     id=f"{row.split}-{row.number}",
     split=row.split,

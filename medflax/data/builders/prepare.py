@@ -34,10 +34,12 @@ class Chunk:
   """A run of rows, with the media files that no earlier chunk has.
 
   Attributes:
+    rows: how many they are.
     items: their records, in order.
     files: size by kind and path; 0: there is no such file within the source.
   """
 
+  rows: int
   items: list[Record | Rejected]
   files: dict[tuple[str, str], int]
 
@@ -73,16 +75,12 @@ def prepare(
   folder = SourceFolder(source)
   root = _open_target(pathlib.Path(target), folder.root)
   writer = _Writer(builder, folder, root)
-  total = sum(n for part, n in builder.published.items() if part not in _MEDIA_PARTS) or None
-  with tqdm.tqdm(desc=builder.name, total=total, unit=" records", disable=None) as progress:
+  with tqdm.tqdm(desc=builder.name, unit=" rows", disable=None) as progress:
     for number, chunk in enumerate(_chunks(builder, folder, chunk_rows)):
       writer.add(number, chunk)
       progress.set_postfix(rejected=len(writer.rejected), refresh=False)
-      progress.update(len(chunk.items))
+      progress.update(chunk.rows)
   return writer.finish()
-
-
-_MEDIA_PARTS = ("images", "volumes", "signals")
 
 
 def _open_target(target: pathlib.Path, source: pathlib.Path) -> pathlib.Path:
@@ -102,20 +100,20 @@ def _open_target(target: pathlib.Path, source: pathlib.Path) -> pathlib.Path:
 def _chunks(builder: Builder, source: SourceFolder, chunk_rows: int) -> Iterator[Chunk]:
   """The source's rows in chunks of limited length and size of media."""
   seen: set[tuple[str, str]] = set()
-  chunk, rows, size = Chunk([], {}), 0, 0
-  for items in builder.read(source):
-    chunk.items.extend(items)
+  items: list[Record | Rejected] = []
+  files: dict[tuple[str, str], int] = {}
+  rows = 0
+  for found in builder.read(source):
     rows += 1
-    media = {medium for item in items if isinstance(item, Record) for medium in item.media}
-    for medium in sorted(media - seen):
-      chunk.files[medium] = _size(source, medium[1])
-      size += chunk.files[medium]
+    items += found
+    media = {medium for item in found if isinstance(item, Record) for medium in item.media}
+    files |= {medium: _size(source, medium[1]) for medium in sorted(media - seen)}
     seen |= media
-    if rows == chunk_rows or size >= CHUNK_BYTES:
-      yield chunk
-      chunk, rows, size = Chunk([], {}), 0, 0
+    if rows == chunk_rows or sum(files.values()) >= CHUNK_BYTES:
+      yield Chunk(rows, items, files)
+      items, files, rows = [], {}, 0
   if rows:
-    yield chunk
+    yield Chunk(rows, items, files)
 
 
 def _size(source: SourceFolder, path: str) -> int:
@@ -133,6 +131,7 @@ class _Writer:
     self._numbers: dict[tuple[str, str], int] = {}
     self._broken: dict[tuple[str, str], str] = {}
     self._most: collections.Counter[str] = collections.Counter()
+    self._rows = 0
     self._shards: dict[str, list[dict[str, Any]]] = {}
     self._columns: dict[str, dict[str, list[str]]] = {}
     self._identity = hashlib.sha256(f"{builder.name} {builder.version}".encode())
@@ -180,6 +179,7 @@ class _Writer:
     for record in usable:
       most |= collections.Counter(kind for kind, _ in record.media)
     return {
+      "rows": chunk.rows,
       "shards": shards,
       "columns": columns,
       "media": list(sound),
@@ -201,6 +201,7 @@ class _Writer:
       return f"{name} {error}"
 
   def _take(self, summary: dict[str, Any]) -> None:
+    self._rows += summary["rows"]
     for medium in summary["media"]:
       self._numbers[tuple(medium)] = len(self._numbers)
     self._broken.update({(kind, path): reason for kind, path, reason in summary["broken"]})
@@ -247,6 +248,7 @@ class _Writer:
       "interleaved": declared.interleaved,
       "tasks": [task for task in declared.tasks if task in tasks],
       "media_per_sample": self._most,
+      "rows": self._rows,
       "records": found,
       "rejected": rejected,
       "media": kinds,
@@ -268,7 +270,7 @@ def shortfalls(summary: dict[str, Any]) -> list[str]:
   """How a prepared data set differs from the counts that its owner publishes, one line each."""
   found = collections.Counter(summary["records"])
   found.update(summary["rejected"])
-  found["records"] = found.total()
+  found["records"], found["rows"] = found.total(), summary["rows"]
   found.update(summary["media"])
   absent = f" (not found: {', '.join(summary['absent'])})" if summary["absent"] else ""
   return [

@@ -7,13 +7,16 @@ table that cannot be read at all raises `UserError`.
 import ast
 import csv
 import dataclasses
+import gzip
 import io
 import json
 import os
 import pathlib
 import pickle
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+from xml.etree import ElementTree
 
 from medflax.data.manifest import path_inside
 from medflax.utils import UserError
@@ -139,6 +142,13 @@ class SourceFolder:
     found = (path for path in self.root.glob(pattern) if path.is_file())
     return sorted(path.relative_to(self.root).as_posix() for path in found)
 
+  def found(self, *patterns: str) -> list[str]:
+    """Paths of the files that match any of some patterns; where none does, it is in `absent`."""
+    names = [name for pattern in patterns for name in self.names(pattern)]
+    if not names:
+      self.absent.append(patterns[0])
+    return names
+
   def stems(self, pattern: str) -> dict[str, str]:
     """Paths of the files that match a glob pattern, by their names without extension."""
     return {pathlib.PurePosixPath(name).stem: name for name in self.names(pattern)}
@@ -159,7 +169,7 @@ class SourceFolder:
     if not self.has(name):
       self.absent.append(name)
       return
-    reader = TABLES[pathlib.PurePosixPath(name).suffix]
+    reader = TABLES[pathlib.PurePosixPath(name.removesuffix(".gz")).suffix]
     try:
       for number, fields in enumerate(reader(self.file(name), **options), start=1):
         if isinstance(fields, str):
@@ -168,9 +178,9 @@ class SourceFolder:
           yield Row(name, number, fields, split)
     except UnicodeDecodeError:
       raise UserError(f"{name} is not UTF-8; download it again") from None
-    except (OSError, ValueError, EOFError, csv.Error, pickle.UnpicklingError) as error:
-      if isinstance(error, UserError):
-        raise
+    except UserError:
+      raise
+    except (OSError, ValueError, EOFError, zlib.error, csv.Error, pickle.UnpicklingError) as error:
       raise UserError(f"{name} is truncated or broken ({error}); download it again") from None
 
   def splits(self, tables: Mapping[str, str], **options: Any) -> Iterator[Row]:
@@ -184,11 +194,21 @@ class SourceFolder:
     Raises:
       UserError: if there is none or it is not JSON.
     """
+    return self._parsed(name, lambda path: json.loads(path.read_bytes()))
+
+  def xml(self, name: str) -> ElementTree.Element:
+    """The root of an XML file.
+
+    Raises:
+      UserError: if there is none or it is not XML.
+    """
+    return self._parsed(name, lambda path: ElementTree.parse(path).getroot())
+
+  def _parsed(self, name: str, parse: Callable[[pathlib.Path], Any]) -> Any:
+    path = self.file(name)
     try:
-      return json.loads(self.file(name).read_bytes())
-    except ValueError as error:
-      if isinstance(error, UserError):
-        raise
+      return parse(path)
+    except (OSError, ValueError, RecursionError, ElementTree.ParseError) as error:
       raise UserError(f"{name} is truncated or broken ({error}); download it again") from None
 
 
@@ -220,9 +240,15 @@ def _read_jsonl(path: pathlib.Path) -> Iterator[Fields]:
         yield value if isinstance(value, dict) else "is not one JSON object"
 
 
+def _open(path: pathlib.Path) -> io.TextIOWrapper:
+  if path.suffix == ".gz":
+    return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", newline="")
+  return path.open(encoding="utf-8-sig", newline="")
+
+
 def _read_csv(path: pathlib.Path) -> Iterator[Fields]:
   """A table whose first row is its header."""
-  with path.open(encoding="utf-8-sig", newline="") as file:
+  with _open(path) as file:
     lines = csv.reader(file)
     header = [name.strip() for name in next(lines, [])]
     for cells in lines:

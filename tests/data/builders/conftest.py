@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,7 +27,9 @@ class Built(NamedTuple):
 
   @property
   def reasons(self) -> list[str]:
-    return [item["reason"] for item in self.rejected]
+    """Reasons, in which whatever a reader says about a media file is "NAME is broken"."""
+    media = re.compile(r"^(\S+\.(?:jpg|png|nii\.gz|hea)) (?:is|cannot|holds|has) .*")
+    return [media.sub(r"\1 is broken", item["reason"]) for item in self.rejected]
 
 
 @pytest.fixture

@@ -84,4 +84,4 @@ def test_a_broken_image_rejects_all_that_needs_it(layout, build):
     "findings-MPX3",
   ]
   assert "has no object 'Description'" in built.reasons
-  assert sum("images/MPX3_a.png is " in reason for reason in built.reasons) == 3
+  assert sum("images/MPX3_a.png is broken" in reason for reason in built.reasons) == 3

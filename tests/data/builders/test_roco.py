@@ -19,7 +19,7 @@ def test_roco(write, picture, build, shades):
   assert [shades(sample) for sample in built.samples["test"]] == [[30]]
   assert sorted(built.reasons) == [
     "ROCO_00002 has no line in dlinks.txt, so its image is unknown",
-    f"{folder}/images/PMC7_g003.jpg is broken; copy or export it again",
+    f"{folder}/images/PMC7_g003.jpg is broken",
     "has 1 columns instead of 2",
   ]
 
