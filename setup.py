@@ -20,13 +20,24 @@ INSTALL_REQUIRES = [
   "pydicom>=3.0",  # DICOM; 3.0 has the pixel API that is used
   "tensorboardX>=2.6.2",  # TensorBoard events without TensorFlow
   "safetensors>=0.5",  # weights in and out, never pickles
+  "scipy>=1.13",  # affine maps of volumes; jax needs it anyway
   "tokenizers>=0.21",  # byte-level BPE, the shipped tokenizer
   "tqdm>=4.66",  # the progress bar
   "transformers>=5.0",  # tokenizer folders and image processors; never its models, so no torch
 ]
 
+# Compressed DICOM files, through pydicom's plug-ins; baseline JPEG, JPEG 2000 and RLE need none.
+DICOM = [
+  "pylibjpeg>=2.0",
+  # Lossless and 12-bit JPEG, JPEG-LS. GPL-3.0, so nobody gets it unasked; of the decoders tried
+  # (gdcm, pyjpegls) the one that neither crashes nor hangs on damaged files.
+  "pylibjpeg-libjpeg>=2.1",
+  "pylibjpeg-openjpeg>=2.0",  # high-throughput JPEG 2000, and colour of more than 8 bits
+]
+
 EXTRAS_REQUIRE = {
   "test": [
+    *DICOM,
     "beartype>=0.20",  # checks the jaxtyping annotations
     "gguf>=0.17",  # writes the files that the tests of the extra read
     "hypothesis>=6.100",
@@ -40,6 +51,7 @@ EXTRAS_REQUIRE = {
     "ruff>=0.9",
   ],
   "parquet": ["pyarrow>=18"],  # data sets that are distributed as parquet files
+  "dicom": DICOM,
   "gguf": ["gguf>=0.17"],  # dequantises the checkpoints of llama.cpp
   "tpu": ["jax[tpu]>=0.10"],
   "cuda": ["jax[cuda13]>=0.10"],
