@@ -21,10 +21,9 @@ from medflax.data.documents import (
 )
 from medflax.data.folder import ALL_TASKS
 from medflax.data.support import PoolEpisodes, split_episodes
-from medflax.data.transforms import fit_image, fit_volume
+from medflax.data.transforms.grids import fit
+from medflax.data.transforms.intensity import to_media
 from medflax.utils import UserError, nearest
-
-_FIT = {IMAGE: fit_image, VOLUME: fit_volume}
 
 
 class PreparedDataset:
@@ -153,8 +152,8 @@ class PreparedDataset:
     )
 
   def _media(self, kind: str, number: int) -> Media:
-    pixels = store.decode_media(self._shards[store.MEDIA][number])
-    return Media(_FIT[kind](pixels, self._sizes[kind]), kind)
+    scan = store.decode_media(self._shards[store.MEDIA][number])
+    return to_media(fit(scan, self._sizes[kind]))
 
 
 class PreparedSamples:

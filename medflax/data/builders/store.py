@@ -22,10 +22,10 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from medflax.data.builders.base import Record
-from medflax.data.documents import MEDIA_RANKS
 from medflax.data.readers import READERS, extension
 from medflax.data.readers.png_jpeg import read_image
-from medflax.data.transforms import Pixels
+from medflax.data.transforms.intensity import show, to_bytes
+from medflax.data.transforms.scan import Scan
 from medflax.utils import UserError
 
 FORMAT = 1
@@ -34,7 +34,6 @@ COLUMNS = ("group", "task", "topic")
 MEDIA = "media"  # no split may have this name
 
 _ENCODED = (".png", ".jpg", ".jpeg")  # kept as they are; anything else becomes an array
-_KIND_OF_RANK = {rank: kind for kind, rank in MEDIA_RANKS.items()}
 # One record a block: reading at random is what training does. Compressing a JPEG costs next to
 # nothing, and volumes need it.
 _WRITE_OPTIONS = "group_size:1,zstd"
@@ -86,28 +85,32 @@ def load_media(path: pathlib.Path, kind: str) -> bytes:
   """
   suffix = extension(path)
   try:
-    pixels = READERS[suffix](path)
-    found = _KIND_OF_RANK[pixels.array.ndim]
-    if found != kind:
-      raise UserError(f"is one {found}, not one {kind}")
+    scan = READERS[suffix](path)
+    if scan.kind != kind:
+      raise UserError(f"is one {scan.kind}, not one {kind}")
     if suffix in _ENCODED:
       return _packed({"format": suffix}, path.read_bytes())
   except OSError as error:
     raise UserError(f"cannot be read ({error.strerror})") from None
-  array = np.ascontiguousarray(pixels.array)
+  scan = to_bytes(show(scan))
+  array = np.ascontiguousarray(scan.array)
   header = {"format": "array", "dtype": array.dtype.str, "shape": array.shape}
-  return _packed(header | {"aspect": pixels.aspect}, array.tobytes())
+  return _packed(
+    header | {"kind": kind, "spacing": scan.spacing, "ratio": scan.ratio, "units": scan.units},
+    array.tobytes(),
+  )
 
 
-def decode_media(stored: bytes) -> Pixels:
-  """The pixels of what `load_media` has given."""
+def decode_media(stored: bytes) -> Scan:
+  """What `load_media` has given, shown, uint8."""
   head, _, payload = stored.partition(b"\n")
   header: dict[str, Any] = json.loads(head)
   if header["format"] in _ENCODED:
-    return read_image(io.BytesIO(payload))
+    return to_bytes(show(read_image(io.BytesIO(payload))))
   shape = header["shape"]
   array = np.frombuffer(payload, header["dtype"], math.prod(shape)).reshape(shape)
-  return Pixels(array, header["aspect"])
+  spacing = tuple(header["spacing"]) if header["spacing"] else None
+  return Scan(array, header["kind"], spacing, ratio=header["ratio"], units=header["units"])
 
 
 def _packed(header: dict[str, Any], payload: bytes) -> bytes:
