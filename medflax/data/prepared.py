@@ -9,6 +9,7 @@ from typing import Any
 import grain
 
 from medflax.data.builders import store
+from medflax.data.builders.base import MEDIA
 from medflax.data.documents import (
   IMAGE,
   IMAGE_TOKEN,
@@ -80,10 +81,15 @@ class PreparedDataset:
     shards = self.info["shards"][part]
     missing = [shard["file"] for shard in shards if not (self._root / shard["file"]).is_file()]
     if missing:
-      raise UserError(f"{self._root} lacks {missing[0]}; prepare it again in another folder")
-    source = grain.sources.ArrayRecordDataSource([str(self._root / s["file"]) for s in shards])
-    if len(source) != sum(shard["records"] for shard in shards):
-      raise UserError(f"{self._root} has damaged {part} shards; prepare it again in another folder")
+      raise UserError(f"{self._root} lacks {missing[0]}; prepare it again elsewhere")
+    damaged = UserError(f"{self._root} has damaged {part} shards; prepare it again elsewhere")
+    try:
+      source = grain.sources.ArrayRecordDataSource([str(self._root / s["file"]) for s in shards])
+      found = len(source)
+    except RuntimeError:  # of a file that has been cut short
+      raise damaged from None
+    if found != sum(shard["records"] for shard in shards):
+      raise damaged
     return source
 
   def samples(self, task: str, split: str) -> "PreparedSamples":
@@ -152,7 +158,7 @@ class PreparedDataset:
     )
 
   def _media(self, kind: str, number: int) -> Media:
-    scan = store.decode_media(self._shards[store.MEDIA][number])
+    scan = store.decode_media(self._shards[MEDIA][number])
     return to_media(fit(scan, self._sizes[kind]))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from medflax.data.documents import IMAGE, IMAGE_TOKEN
 from medflax.utils import UserError
 
 OPEN, CLOSED = "open", "closed"
+MEDIA = "media"  # names the shards of media files beside those of the splits
+_PLAIN = re.compile(r"[a-z][a-z0-9_]*")  # a split's name is part of file names
 _SHARES = (("train", 0.8), ("val", 0.9), ("test", 1.0))
 
 
@@ -127,6 +130,10 @@ class Builder:
       return f"has no {'answer' if record.question else 'question'}"
     if not (record.id and record.group and record.split):
       return "has no id, group or split"
+    if not _PLAIN.fullmatch(record.split):
+      return f"has the split {record.split!r}, which is no plain name"
+    if record.split == MEDIA:
+      return f"has the split {MEDIA!r}, which is reserved"
     if record.choices and record.answer not in record.choices:
       return f"answer {record.answer!r} is none of its choices"
     if self.interleaved and record.answer.count(IMAGE_TOKEN) != len(record.media):

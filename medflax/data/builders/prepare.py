@@ -21,7 +21,7 @@ from typing import Any
 import tqdm
 
 from medflax.data.builders import store
-from medflax.data.builders.base import Builder, Record, Rejected
+from medflax.data.builders.base import MEDIA, Builder, Record, Rejected
 from medflax.data.builders.source import SourceFolder
 from medflax.utils import UserError, write_atomic
 
@@ -161,7 +161,7 @@ class _Writer:
     usable = [record for record in records if reasons.keys().isdisjoint(record.media)]
     sound = {medium: data for medium, data in loaded.items() if isinstance(data, bytes)}
     numbers = self._numbers | {m: len(self._numbers) + i for i, m in enumerate(sound)}
-    parts: dict[str, list[bytes]] = {store.MEDIA: list(sound.values())}
+    parts: dict[str, list[bytes]] = {MEDIA: list(sound.values())}
     columns: dict[str, dict[str, list[str]]] = {}
     for record in usable:
       encoded = store.encode_record(record, [numbers[medium] for medium in record.media])

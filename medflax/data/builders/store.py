@@ -31,7 +31,6 @@ from medflax.utils import UserError
 FORMAT = 1
 DATASET, INDEX, REJECTED, CHUNKS = "dataset.json", "index", "rejected.jsonl", "unfinished"
 COLUMNS = ("group", "task", "topic")
-MEDIA = "media"  # no split may have this name
 
 _ENCODED = (".png", ".jpg", ".jpeg")  # kept as they are; anything else becomes an array
 # One record a block: reading at random is what training does. Compressing a JPEG costs next to
