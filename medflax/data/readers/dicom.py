@@ -17,7 +17,7 @@ from pydicom.multival import MultiValue
 
 from medflax.data.documents import IMAGE, VOLUME
 from medflax.data.readers import dicom_file
-from medflax.data.readers.geometry import hang, patient_axes, stack_slices
+from medflax.data.readers.geometry import hang, patient_axes, plausible, stack_slices
 from medflax.data.transforms.intensity import window
 from medflax.data.transforms.scan import RGB, Scan
 from medflax.utils import UserError
@@ -64,7 +64,7 @@ def _volume(scan: Scan, dataset: pydicom.Dataset, spacing: tuple[float, float] |
   positions = [element(dataset, i, "ImagePositionPatient", own=True) for i in range(count)]
   if spacing is None or None in orientations or None in positions:
     depth = element(dataset, 0, "SpacingBetweenSlices") or element(dataset, 0, "SliceThickness")
-    if spacing is None or depth is None or not float(depth) > 0:
+    if spacing is None or depth is None or not plausible([float(depth)]):
       return scan
     return dataclasses.replace(scan, spacing=(float(depth), *spacing))
   directions = np.array(orientations, np.float64)
@@ -76,6 +76,8 @@ def _volume(scan: Scan, dataset: pydicom.Dataset, spacing: tuple[float, float] |
     return dataclasses.replace(scan, notes=("frames that share positions, in the file's order",))
   axes = patient_axes(directions[0], (stack.step, *spacing))
   array, spacings = hang(scan.array[stack.order], axes)
+  if not plausible(spacings):
+    return scan
   return dataclasses.replace(scan, array=array, spacing=spacings, notes=stack.notes)
 
 
@@ -89,10 +91,11 @@ def rescaled(pixels: Num[np.ndarray, "n h w 1"], dataset: pydicom.Dataset) -> np
     first, table = _lut(dataset.ModalityLUTSequence[0])
     return _look_up(pixels.astype(np.float32), first=first, table=table)
   values = np.empty(pixels.shape, np.float32)
-  for index, frame in enumerate(pixels):
-    slope = element(dataset, index, "RescaleSlope", 1)
-    intercept = element(dataset, index, "RescaleIntercept", 0)
-    values[index] = frame * np.float32(slope) + np.float32(intercept)
+  with np.errstate(over="ignore", invalid="ignore"):
+    for index, frame in enumerate(pixels):
+      slope = element(dataset, index, "RescaleSlope", 1)
+      intercept = element(dataset, index, "RescaleIntercept", 0)
+      values[index] = frame * np.float32(slope) + np.float32(intercept)
   if not np.isfinite(values).all():
     raise UserError("holds NaN or infinite pixels; replace them and save it again")
   return values
@@ -113,13 +116,17 @@ def meaning_of(dataset: pydicom.Dataset) -> dict[str, Any]:
 def _voi(dataset: pydicom.Dataset) -> Callable[[np.ndarray], np.ndarray] | None:
   """The file's first window, else its VOI LUT, else None."""
   centre, width = (element(dataset, 0, name) for name in ("WindowCenter", "WindowWidth"))
-  if centre is not None and width is not None:
+  if centre is not None and width is not None and _is_window(_first(centre), _first(width)):
     function = WINDOW_FUNCTIONS[element(dataset, 0, "VOILUTFunction", "LINEAR")]
     return functools.partial(function, centre=_first(centre), width=_first(width))
   if dataset.get("VOILUTSequence"):
     first, table = _lut(dataset.VOILUTSequence[0])
     return functools.partial(_look_up, first=first, table=table / max(table.max(), 1.0))
   return None
+
+
+def _is_window(centre: float, width: float) -> bool:
+  return abs(centre) < 1e9 and 0 < width < 1e9
 
 
 def _linear(values: Num[np.ndarray, "..."], *, centre: float, width: float) -> np.ndarray:
@@ -202,7 +209,8 @@ def pixel_spacing(dataset: pydicom.Dataset) -> tuple[tuple[float, float] | None,
   """
   for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
     values = element(dataset, 0, keyword)
-    if values is not None and len(values) == 2 and min(map(float, values)) > 0:
-      rows, columns = (float(value) for value in values)
+    sizes = [] if values is None else [float(value) for value in values]
+    if len(sizes) == 2 and plausible(sizes):
+      rows, columns = sizes
       return None if keyword == "PixelAspectRatio" else (rows, columns), rows / columns
   return None, 1.0

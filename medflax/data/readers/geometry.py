@@ -3,6 +3,7 @@
 DICOM's patient axes point to the left, to the back and to the head (PS3.3 C.7.6.2.1.1).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import nibabel
@@ -14,6 +15,11 @@ from medflax.utils import UserError
 _TILT = 0.5  # degrees between the slices' normal and the way they are stacked, that are told
 _UNEVEN = 0.1  # of the usual distance between slices, that is told
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
+
+
+def plausible(spacing: Sequence[float]) -> bool:
+  """Whether these may be the sizes of a voxel in mm, rather than damage or a missing value."""
+  return all(1e-6 < size < 1e4 for size in spacing)
 
 
 class Stack(NamedTuple):

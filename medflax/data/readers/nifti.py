@@ -9,6 +9,7 @@ import nibabel.nifti1
 import numpy as np
 
 from medflax.data.documents import VOLUME
+from medflax.data.readers.geometry import plausible
 from medflax.data.transforms.scan import MAX_VALUES, Scan
 from medflax.utils import UserError
 
@@ -57,8 +58,7 @@ def read_nifti(path: pathlib.Path) -> Scan:
   slices = voxels.transpose(2, 1, 0, 3)[:, ::-1, ::-1]  # from (R, A, S) to (S, P, L)
   # Headers hold float32; their shortest decimals are what was meant: 0.7, not 0.69999999.
   sizes = tuple(float(str(size)) * unit for size in reversed(zooms))
-  known = all(0 < size < math.inf for size in sizes)
-  return Scan(slices, VOLUME, (sizes[0], sizes[1], sizes[2]) if known else None)
+  return Scan(slices, VOLUME, sizes if plausible(sizes) else None)
 
 
 def _largest(path: pathlib.Path) -> int:

@@ -20,7 +20,7 @@ from medflax.data.readers.dicom import (
   read_dicom,
   rescaled,
 )
-from medflax.data.readers.geometry import hang, patient_axes, stack_slices
+from medflax.data.readers.geometry import hang, patient_axes, plausible, stack_slices
 from medflax.data.transforms.scan import MAX_VALUES, Scan
 from medflax.utils import UserError
 
@@ -144,7 +144,7 @@ def read_series(files: Sequence[pathlib.Path]) -> Scan:
     spacing, _ = pixel_spacing(first)
     if len(files) * np.prod(dicom_file.frame_shape(first), dtype=float) > MAX_VALUES:
       raise UserError(f"has more than {MAX_VALUES:,} voxels; crop or resample it")
-  if spacing is None:
+  if spacing is None or not plausible([stack.step]):
     raise UserError("does not tell its spacing; export it again")
   slices = [_named(files[index], _read_slice) for index in stack.order]
   with dicom_file.told_in_one_line():

@@ -100,7 +100,7 @@ def read_npz(path: pathlib.Path) -> Scan:
   if values.ndim != 2 or values.dtype.kind not in "iuf" or values.shape[1] > _MAX_CHANNELS:
     raise UserError(f"holds {values.dtype} of shape {values.shape}, no signal (T, C)")
   hertz = float(rate.reshape(-1)[0]) if rate is not None and rate.size == 1 else 0.0
-  return _signal(values, (1.0 / hertz,) if 0 < hertz < math.inf else None, ())
+  return _signal(values, (1.0 / hertz,) if 1e-9 < hertz < 1e9 else None, ())
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:

@@ -142,7 +142,7 @@ def _read_header(path: pathlib.Path) -> tuple[float, int, list[_Signal]]:
   except (ValueError, OverflowError):
     raise UserError(_BROKEN) from None
   frame = sum(signal.per_frame for signal in signals)
-  if not 0 < count == len(signals) or not 0 < rate < math.inf or length < 0:
+  if not 0 < count == len(signals) or not 1e-9 < rate < 1e9 or length < 0:
     raise UserError(_BROKEN)
   if max(length, 1) * frame > MAX_VALUES:
     raise UserError(f"has more than {MAX_VALUES:,} samples; cut it into records")

@@ -34,14 +34,16 @@ def window(values: Num[np.ndarray, "..."], low: float, high: float) -> Float[np.
   """Maps [low, high] linearly to [0, 1], float32, and clips; all zero where high ≤ low."""
   if not high > low:
     return np.zeros(values.shape, np.float32)
-  scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(1.0 / (high - low))
+  with np.errstate(over="ignore"):
+    scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(1.0 / (high - low))
   return np.clip(scaled, 0.0, 1.0, out=scaled)
 
 
 def percentile_window(values: Num[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
   """Windows raw intensities between their 1st and 99th percentile, for want of a better window."""
   step = max(1, values.size // _PERCENTILE_SAMPLES)
-  low, high = np.percentile(values.reshape(-1)[::step], PERCENTILES)
+  with np.errstate(over="ignore", invalid="ignore"):
+    low, high = np.percentile(values.reshape(-1)[::step], PERCENTILES)
   return window(values, float(low), float(high))
 
 
