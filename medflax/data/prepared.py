@@ -13,6 +13,7 @@ from medflax.data.builders.base import MEDIA
 from medflax.data.documents import (
   IMAGE,
   IMAGE_TOKEN,
+  MEDIA_RANKS,
   VOLUME,
   Document,
   Media,
@@ -23,7 +24,7 @@ from medflax.data.documents import (
 from medflax.data.folder import ALL_TASKS
 from medflax.data.support import PoolEpisodes, split_episodes
 from medflax.data.transforms.grids import fit
-from medflax.data.transforms.intensity import to_media
+from medflax.data.transforms.intensity import show, to_bytes, to_media
 from medflax.utils import UserError, nearest
 
 
@@ -53,7 +54,7 @@ class PreparedDataset:
     Args:
       root: the prepared folder.
       image_size: (H, W) that images are fitted to.
-      volume_size: (D, H, W) that volumes are fitted to.
+      volume_size: (D, H, W) that volumes are fitted to; signals keep their length.
       seed: decides the order of episodes and their support samples.
 
     Raises:
@@ -69,7 +70,7 @@ class PreparedDataset:
     self.interleaved: bool = self.info["interleaved"]
     self.tasks = (ALL_TASKS, *(task for task in self.info["tasks"] if task != ALL_TASKS))
     self.media_per_sample: Mapping[str, int] = {
-      kind: self.info["media_per_sample"].get(kind, 0) for kind in self._sizes
+      kind: self.info["media_per_sample"].get(kind, 0) for kind in MEDIA_RANKS
     }
     self._shards = {part: self._open(part) for part in self.info["shards"]}
     self._columns = {
@@ -158,8 +159,8 @@ class PreparedDataset:
     )
 
   def _media(self, kind: str, number: int) -> Media:
-    scan = store.decode_media(self._shards[MEDIA][number])
-    return to_media(fit(scan, self._sizes[kind]))
+    scan = show(store.decode_media(self._shards[MEDIA][number]))
+    return to_media(fit(to_bytes(scan), self._sizes[kind]) if kind in self._sizes else scan)
 
 
 class PreparedSamples:

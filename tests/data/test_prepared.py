@@ -52,7 +52,7 @@ def test_it_is_a_dataset(root):
   assert (data.name, data.tasks) == ("slake_en", ("vqa", "open", "closed"))
   assert data.version.startswith("1.0-")
   assert data.splits == {"train": 30, "val": 4, "test": 6}
-  assert data.media_per_sample == {"image": 1, "volume": 0}
+  assert data.media_per_sample == {"image": 1, "volume": 0, "signal": 0}
 
 
 def test_tasks_and_splits(root):

@@ -16,6 +16,7 @@ from medflax.data.builders.pmc_case_report import PMC_CASE_REPORT
 from medflax.data.builders.pmc_inline import PMC_INLINE
 from medflax.data.builders.pmc_oa import PMC_OA, PMC_OA_BETA
 from medflax.data.builders.pmc_vqa import PMC_VQA_V1, PMC_VQA_V2
+from medflax.data.builders.ptb_xl import PTB_XL
 from medflax.data.builders.pubmed_qa import PUBMED_QA
 from medflax.data.builders.roco import ROCO, ROCO_V2
 from medflax.data.builders.slake import SLAKE_EN, SLAKE_ZH
@@ -23,6 +24,7 @@ from medflax.data.builders.textbooks import TEXTBOOKS
 from medflax.data.builders.usmle import USMLE
 from medflax.data.builders.vqa_med import VQA_MED_2019, VQA_MED_2020, VQA_MED_2021
 from medflax.data.builders.vqa_rad import VQA_RAD, VQA_RAD_DISJOINT, VQA_RAD_MEVF
+from medflax.data.builders.wfdb_alarms import WFDB_ALARMS
 
 # Name on the command line → the data set.
 BUILDERS: dict[str, Builder] = {
@@ -54,6 +56,8 @@ BUILDERS: dict[str, Builder] = {
   "ct_rate": CT_RATE,
   "msd": MSD,
   "mirp": MIRP,
+  "ptb_xl": PTB_XL,
+  "wfdb_alarms": WFDB_ALARMS,
   "med_qa": MED_QA,
   "pubmed_qa": PUBMED_QA,
   "mediqa_qa": MEDIQA_QA,

@@ -15,7 +15,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tqdm
@@ -26,7 +26,8 @@ from medflax.data.builders.source import SourceFolder
 from medflax.utils import UserError, write_atomic
 
 CHUNK_ROWS = 4096
-CHUNK_BYTES = 2**27  # of media files; they are held in memory until the chunk is written
+CHUNK_BYTES = 2**28  # of media files
+AHEAD = 32  # media files that are held in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,16 +103,18 @@ def _chunks(builder: Builder, source: SourceFolder, chunk_rows: int) -> Iterator
   seen: set[tuple[str, str]] = set()
   items: list[Record | Rejected] = []
   files: dict[tuple[str, str], int] = {}
-  rows = 0
+  rows = size = 0
   for found in builder.read(source):
     rows += 1
     items += found
     media = {medium for item in found if isinstance(item, Record) for medium in item.media}
-    files |= {medium: _size(source, medium[1]) for medium in sorted(media - seen)}
+    for medium in sorted(media - seen):
+      files[medium] = _size(source, medium[1])
+      size += files[medium]
     seen |= media
-    if rows == chunk_rows or sum(files.values()) >= CHUNK_BYTES:
+    if rows == chunk_rows or size >= CHUNK_BYTES:
       yield Chunk(rows, items, files)
-      items, files, rows = [], {}, 0
+      items, files, rows, size = [], {}, 0, 0
   if rows:
     yield Chunk(rows, items, files)
 
@@ -153,28 +156,25 @@ class _Writer:
 
   def _write(self, number: int, chunk: Chunk) -> dict[str, Any]:
     """Writes the shards of a chunk; returns its summary."""
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      loaded = dict(zip(chunk.files, pool.map(self._load, chunk.files), strict=True))
-    broken = {medium: data for medium, data in loaded.items() if isinstance(data, str)}
-    reasons = self._broken | broken
+    sound: list[tuple[str, str]] = []
+    broken: dict[tuple[str, str], str] = {}
+    shards: dict[str, dict[str, Any]] = {}
+    self._write_shard(shards, MEDIA, number, self._loaded(list(chunk.files), sound, broken))
+    new = {medium: len(self._numbers) + i for i, medium in enumerate(sound)}
+    numbers = collections.ChainMap(new, self._numbers)
+    reasons = collections.ChainMap(broken, self._broken)
     records = [item for item in chunk.items if isinstance(item, Record)]
     usable = [record for record in records if reasons.keys().isdisjoint(record.media)]
-    sound = {medium: data for medium, data in loaded.items() if isinstance(data, bytes)}
-    numbers = self._numbers | {m: len(self._numbers) + i for i, m in enumerate(sound)}
-    parts: dict[str, list[bytes]] = {MEDIA: list(sound.values())}
-    columns: dict[str, dict[str, list[str]]] = {}
+    parts: dict[str, list[Record]] = {}
     for record in usable:
-      encoded = store.encode_record(record, [numbers[medium] for medium in record.media])
-      parts.setdefault(record.split, []).append(encoded)
-      column = columns.setdefault(record.split, {name: [] for name in store.COLUMNS})
-      for name in store.COLUMNS:
-        column[name].append(getattr(record, name))
-    shards = {}
-    for part, contents in parts.items():
-      if contents:
-        name = store.shard_name(part, number)
-        store.write_shard(self._root / name, contents)
-        shards[part] = {"file": name, "records": len(contents)}
+      parts.setdefault(record.split, []).append(record)
+    for split, members in parts.items():
+      encoded = (store.encode_record(r, [numbers[medium] for medium in r.media]) for r in members)
+      self._write_shard(shards, split, number, encoded)
+    columns = {
+      split: {name: [getattr(record, name) for record in members] for name in store.COLUMNS}
+      for split, members in parts.items()
+    }
     most: collections.Counter[str] = collections.Counter()
     for record in usable:
       most |= collections.Counter(kind for kind, _ in record.media)
@@ -182,11 +182,37 @@ class _Writer:
       "rows": chunk.rows,
       "shards": shards,
       "columns": columns,
-      "media": list(sound),
+      "media": sound,
       "broken": [[*medium, reason] for medium, reason in broken.items()],
       "rejected": list(_rejected(chunk.items, reasons)),
       "media_per_sample": most,
     }
+
+  def _write_shard(
+    self, shards: dict[str, dict[str, Any]], part: str, number: int, records: Iterable[bytes]
+  ) -> None:
+    """Writes one shard and notes it in `shards`, unless there are no records."""
+    name = store.shard_name(part, number)
+    count = store.write_shard(self._root / name, records)
+    if count:
+      shards[part] = {"file": name, "records": count}
+
+  def _loaded(
+    self,
+    files: Sequence[tuple[str, str]],
+    sound: list[tuple[str, str]],
+    broken: dict[tuple[str, str], str],
+  ) -> Iterator[bytes]:
+    """What is stored of each file that can be read, a few at a time; fills `sound` and `broken`."""
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      for start in range(0, len(files), AHEAD):
+        some = files[start : start + AHEAD]
+        for medium, data in zip(some, pool.map(self._load, some), strict=True):
+          if isinstance(data, str):
+            broken[medium] = data
+          else:
+            sound.append(medium)
+            yield data
 
   def _load(self, medium: tuple[str, str]) -> bytes | str:
     """A media file as it is stored, or what is wrong with it."""
@@ -281,7 +307,7 @@ def shortfalls(summary: dict[str, Any]) -> list[str]:
 
 
 def _rejected(
-  items: list[Record | Rejected], broken: dict[tuple[str, str], str]
+  items: list[Record | Rejected], broken: Mapping[tuple[str, str], str]
 ) -> Iterator[dict[str, Any]]:
   """The rejected rows, and the records with broken media, in the source's order."""
   for item in items:

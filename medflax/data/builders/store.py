@@ -22,6 +22,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from medflax.data.builders.base import Record
+from medflax.data.documents import VOLUME
 from medflax.data.readers import READERS, extension
 from medflax.data.readers.png_jpeg import read_image
 from medflax.data.transforms.intensity import show, to_bytes
@@ -32,6 +33,7 @@ FORMAT = 1
 DATASET, INDEX, REJECTED, CHUNKS = "dataset.json", "index", "rejected.jsonl", "unfinished"
 COLUMNS = ("group", "task", "topic")
 
+_FIELDS = ("kind", "spacing", "ratio", "units", "channels")  # of a scan that is stored as an array
 _ENCODED = (".png", ".jpg", ".jpeg")  # kept as they are; anything else becomes an array
 # One record a block: reading at random is what training does. Compressing a JPEG costs next to
 # nothing, and volumes need it.
@@ -44,17 +46,21 @@ def shard_name(part: str, number: int) -> str:
 
 
 def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> int:
-  """Writes a shard, whole or not at all; returns how many records it has."""
+  """Writes a shard, whole or not at all, and none without records; returns how many it has."""
   temporary = path.with_name(f".{path.name}.tmp")
   writer = ArrayRecordWriter(str(temporary), _WRITE_OPTIONS)
   count = 0
-  for record in records:
-    writer.write(record)
-    count += 1
-  writer.close()
-  with temporary.open("rb") as file:
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  try:
+    for record in records:
+      writer.write(record)
+      count += 1
+    writer.close()
+    with temporary.open("rb") as file:
+      os.fsync(file.fileno())
+    if count:
+      os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
   return count
 
 
@@ -91,25 +97,35 @@ def load_media(path: pathlib.Path, kind: str) -> bytes:
       return _packed({"format": suffix}, path.read_bytes())
   except OSError as error:
     raise UserError(f"cannot be read ({error.strerror})") from None
-  scan = to_bytes(show(scan))
-  array = np.ascontiguousarray(scan.array)
+  if kind == VOLUME and scan.array.shape[-1] > 1:
+    raise UserError(f"has {scan.array.shape[-1]} volumes in one file; save the one you mean")
+  if scan.voi or scan.inverted:  # how a DICOM file asks to be shown is a function
+    scan = to_bytes(show(scan))
+  array = _compact(np.ascontiguousarray(scan.array))
   header = {"format": "array", "dtype": array.dtype.str, "shape": array.shape}
-  return _packed(
-    header | {"kind": kind, "spacing": scan.spacing, "ratio": scan.ratio, "units": scan.units},
-    array.tobytes(),
-  )
+  header |= {name: getattr(scan, name) for name in _FIELDS}
+  return _packed(header, array.tobytes())
 
 
 def decode_media(stored: bytes) -> Scan:
-  """What `load_media` has given, shown, uint8."""
+  """What the file was decoded to; integers of 16 bits come back as float32."""
   head, _, payload = stored.partition(b"\n")
   header: dict[str, Any] = json.loads(head)
   if header["format"] in _ENCODED:
-    return to_bytes(show(read_image(io.BytesIO(payload))))
+    return read_image(io.BytesIO(payload))
   shape = header["shape"]
   array = np.frombuffer(payload, header["dtype"], math.prod(shape)).reshape(shape)
-  spacing = tuple(header["spacing"]) if header["spacing"] else None
-  return Scan(array, header["kind"], spacing, ratio=header["ratio"], units=header["units"])
+  fields = {name: header[name] for name in _FIELDS}
+  fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+  return Scan(array.astype(np.float32) if array.dtype == np.int16 else array, **fields)
+
+
+def _compact(array: np.ndarray) -> np.ndarray:
+  """float32 as int16 where nothing is lost, as in most CT and MR."""
+  if array.dtype != np.float32 or np.abs(array).max() > np.iinfo(np.int16).max:
+    return array
+  small = array.astype(np.int16)
+  return small if (small == array).all() else array
 
 
 def _packed(header: dict[str, Any], payload: bytes) -> bytes:

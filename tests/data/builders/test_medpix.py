@@ -70,7 +70,7 @@ def test_templates_captions_and_cases(layout, build, shades):
   assert [(s.id, s.question) for s in built.samples["val"][1:]] == [
     ("diagnosis-MPX2", "What is the diagnosis?")
   ]
-  assert built.data.media_per_sample == {"image": 2, "volume": 0}
+  assert built.data.media_per_sample["image"] == 2
   assert built.data.tasks == ("vqa", "modality", "caption", "findings", "diagnosis")
 
 
