@@ -35,6 +35,14 @@ DICOM = [
   "pylibjpeg-openjpeg>=2.0",  # high-throughput JPEG 2000, and colour of more than 8 bits
 ]
 
+# The implementations that published numbers come from; none needs data or torch. The package has
+# its own of the others (COCO's, BERTScore).
+METRICS = [
+  "nltk>=3.9",  # BLEU of sentences, METEOR
+  "rouge-score>=0.1.2",  # Google's ROUGE, unchanged since 2022: what papers report
+  "sacrebleu>=2.4",  # BLEU and chrF with tokens that make them comparable
+]
+
 EXTRAS_REQUIRE = {
   "test": [
     *DICOM,
@@ -44,6 +52,7 @@ EXTRAS_REQUIRE = {
     "pyarrow>=18",  # likewise
     "pytest>=8.3",
     "pytest-timeout>=2.3",
+    *METRICS,
   ],
   "dev": [
     "pre-commit>=4.0",
@@ -53,6 +62,7 @@ EXTRAS_REQUIRE = {
   "parquet": ["pyarrow>=18"],  # data sets that are distributed as parquet files
   "dicom": DICOM,
   "gguf": ["gguf>=0.17"],  # dequantises the checkpoints of llama.cpp
+  "metrics": METRICS,
   "tpu": ["jax[tpu]>=0.10"],
   "cuda": ["jax[cuda13]>=0.10"],
   "apps": ["gradio>=5.0"],

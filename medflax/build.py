@@ -5,7 +5,6 @@ import functools
 import re
 from collections.abc import Callable, Mapping
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from medflax.data.encode import collate
 from medflax.data.pipeline import row_shape, with_media_slots
 from medflax.data.tokenizer import Tokenizer, load_tokenizer
 from medflax.models import build_model, model_inputs
+from medflax.models.fusion.inline import Inline
 from medflax.parallel import sharding
 from medflax.parallel.mesh import make_mesh
 from medflax.pretrained import load_weights, merge_weights
@@ -65,10 +65,11 @@ def build(
   """
   config = with_media_slots(config, media_per_sample)
   mesh = make_mesh(config.mesh)
-  tokenizer = load_tokenizer(config.tokenizer.path)
-  if tokenizer.vocab_size > config.model.lm.vocab_size:
+  tokenizer = load_tokenizer(**config.tokenizer.to_dict())
+  lm = config.model.lm
+  if tokenizer.vocab_size > lm.vocab_size + lm.get("extra_tokens", 0):
     raise UserError(
-      f"config.model.lm.vocab_size = {config.model.lm.vocab_size} is too small for the "
+      f"config.model.lm.vocab_size = {lm.vocab_size} is too small for the "
       f"tokenizer's {tokenizer.vocab_size} tokens"
     )
   rows, ways = config.train.batch_size, mesh.shape["data"] * mesh.shape["fsdp"]
@@ -77,7 +78,7 @@ def build(
       f"config.train.batch_size = {rows} must be a multiple of mesh.data × mesh.fsdp × "
       f"optimizer.accumulate = {ways} × {config.optimizer.accumulate}"
     )
-  model = build_model(flax.core.freeze(config.model.to_dict()))  # evaluators hash it
+  model = build_model(config.model.to_dict())
   tx = optim.make_optimizer(config.optimizer, config.train.num_steps)
   optim.compile_regex(config.trainable, "config.trainable")
   row = collate([[]], row_shape(config.data), tokenizer.pad_id)
@@ -89,10 +90,11 @@ def build(
   def init(key: jax.Array) -> TrainState:
     args, kwargs = model_inputs({k: jnp.asarray(x) for k, x in row.items()})
     params = model.init(key, *args, **kwargs)["params"]
-    params = peft.add(jax.random.fold_in(key, 1), params, config.to_dict().get("peft", {}))
+    params = peft.add(jax.random.fold_in(key, 1), params, config.to_dict()["peft"])
     return create_state(params, config.trainable, tx, ema=config.train.ema > 0)
 
   boxed = jax.eval_shape(init, jax.random.key(0))
+  _check_media_tokens(config, model, boxed.params, batch)
   if peft.adapters(boxed.frozen) and not peft.adapters(boxed.trainable):
     raise UserError(
       f"config.peft adds weights that config.trainable = {config.trainable!r} leaves untrained; "
@@ -112,15 +114,30 @@ def build(
   )
 
 
+def _check_media_tokens(config, model, params, batch) -> None:
+  """Raises UserError where inline media are not as long as the rows have room for them."""
+  args, _ = model_inputs(batch)
+  embed = lambda params, media: model.apply({"params": params}, media, method="embed_media")
+  features = jax.eval_shape(embed, nn.unbox(params), args[0])
+  inline = isinstance(model.lm.fusion, Inline)
+  latents = features.shape[2] if inline and features is not None else 0
+  if latents != config.data.media_tokens:
+    raise UserError(
+      f"config.data.media_tokens = {config.data.media_tokens}, but a media item of "
+      f"config.model has {latents} inline tokens"
+    )
+
+
 def _initialised(state: TrainState, config: ml_collections.ConfigDict) -> TrainState:
   """The state with the pretrained weights of `config.init` in place.
 
-  The file may know kinds of media that the run has no slots for.
+  The files may know kinds of media that the run has no slots for; the last one that has a weight
+  gives it.
   """
   if not config.init:
     return state
-  weights = load_weights(config.init)
-  idle = [k for k in config.model.tower.inputs if not config.data.max_media.get(k)]
+  weights = {k: x for path in config.init.split(",") for k, x in load_weights(path).items()}
+  idle = [k for k in config.model.tower.get("inputs", {}) if not config.data.max_media.get(k)]
   unused = re.compile(rf"tower/[a-z]+_({'|'.join(idle)})(_\d+)?(/.*)?")
   left = set(weights) - set(state.trainable) - set(state.frozen)
   if unknown := sorted(path for path in left if not unused.fullmatch(path)):
@@ -128,9 +145,8 @@ def _initialised(state: TrainState, config: ml_collections.ConfigDict) -> TrainS
       f"config.init: {config.init!r} has weights that the model lacks: {', '.join(unknown[:3])}; "
       "match config.model or set config.init to ''"
     )
-  return state.replace(
-    trainable=merge_weights(state.trainable, weights), frozen=merge_weights(state.frozen, weights)
-  )
+  parts = {name: getattr(state, name) for name in ("trainable", "frozen", "ema")}
+  return state.replace(**{name: merge_weights(flat, weights) for name, flat in parts.items()})
 
 
 def jit_train_step(parts: Parts) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:

@@ -26,8 +26,15 @@ SCHEMA = {
   "name": str,
   "variant": str,
   "seed": int,
-  "tokenizer": {"path": str},
-  "prompt": {"instruction": str, "question": str, "answer": str, "end": str},
+  "tokenizer": {"path": str, "add": tuple, "pad": str},
+  "prompt": {
+    "instruction": str,
+    "question": str,
+    "answer": str,
+    "end": str,
+    "media": str,
+    "bos": bool,
+  },
   "data": {
     "source": str,
     "root": str,
@@ -37,11 +44,14 @@ SCHEMA = {
     "train": Mapping,
     "max_tokens": int,
     "max_media": Mapping,
+    "media_mark": str,
+    "media_tokens": int,
     "media_rule": str,
     "num_workers": int,
     "packing_bins": int,
   },
   "model": {
+    "objective": Mapping,
     "tower": Mapping,
     "connector": Mapping,
     "fusion": Mapping,
@@ -79,14 +89,14 @@ SCHEMA = {
   "mesh": {"data": int, "fsdp": int, "tensor": int},
   "evals": Mapping,
 }
-OPTIONAL = {"config.peft"}
+OPTIONAL_PARTS = ("tower", "connector", "fusion")  # {}: the model has none
 TASK_FIELDS = {"task": str, "num_shots": (int, tuple), "weight": float, "targets": str}
 POSITIVE = (
   *("data.max_tokens", "train.num_steps", "train.batch_size", "train.log_every"),
   *("train.max_bad_steps", "optimizer.accumulate", "checkpoint.keep"),
 )
 NOT_NEGATIVE = (
-  *("seed", "data.num_workers", "train.z_loss", "train.ema", "optimizer.lr"),
+  *("seed", "data.num_workers", "data.media_tokens", "train.z_loss", "train.ema", "optimizer.lr"),
   *("optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "checkpoint.every"),
 )
 
@@ -208,8 +218,6 @@ def _check_section(section: Any, schema: Mapping[str, Any], where: str) -> None:
     pick(schema, field, f"field of {where}")
   for field, kind in schema.items():
     if field not in section:
-      if f"{where}.{field}" in OPTIONAL:
-        continue
       raise UserError(f"{where} lacks the field {field!r}")
     if isinstance(kind, dict):
       _check_section(section[field], kind, f"{where}.{field}")
@@ -232,6 +240,7 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
   from medflax.data import documents
 
   parts = {
+    "objective": models.OBJECTIVES,
     "tower": models.VISION_TOWERS,
     "connector": models.CONNECTORS,
     "fusion": models.FUSIONS,
@@ -239,16 +248,18 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
   }
   for name, options in parts.items():
     section = config.model[name]
+    if not section and name in OPTIONAL_PARTS:
+      continue
     part = pick(options, section.get("type", ""), f"config.model.{name}.type")
     # linen's own fields, and those that `build_model` fills from the rest of the config
-    filled = {"parent", "name", "dtype", "remat", "fusion"}
+    filled = {"parent", "name", "dtype", "remat", "fusion", "tower", "connector", "lm"}
     fields = {f.name: f for f in dataclasses.fields(part) if f.name not in filled}
     for field in section:
       pick(fields | {"type": None}, field, f"field of config.model.{name}")
     for field, spec in fields.items():
       if field not in section and spec.default is spec.default_factory is dataclasses.MISSING:
         raise UserError(f"config.model.{name} lacks the field {field!r}")
-  for name, section in _plain(config).get("peft", {}).items():
+  for name, section in _plain(config)["peft"].items():
     peft.make(section, f"config.peft.{name}")
   pick(data.DATASETS, config.data.source, "config.data.source")
   for name, entry in config.data.train.items():

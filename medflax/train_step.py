@@ -76,23 +76,25 @@ def create_state(
   )
 
 
-def target_weights(batch: Mapping[str, Array]) -> Float[Array, "b targets"]:
-  """[b, t - 1]: 1 where token i + 1 is a target and token i belongs to the same document."""
+def target_weights(batch: Mapping[str, Array], shift: int) -> Float[Array, "b targets"]:
+  """[b, t - shift]: 1 where token i + shift is a target in the document of token i."""
   segments = batch["segment_ids"]
-  return batch["loss_mask"][:, 1:] * (segments[:, 1:] == segments[:, :-1])
+  stop = segments.shape[1] - shift
+  return batch["loss_mask"][:, shift:] * (segments[:, shift:] == segments[:, :stop])
 
 
 def cross_entropy(
-  logits: Float[Array, "b t vocab"], batch: Mapping[str, Array], z_loss: float
+  logits: Float[Array, "b t vocab"], batch: Mapping[str, Array], z_loss: float, shift: int = 1
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-  """Summed next-token cross-entropy in nats, with sums of what is logged.
+  """Summed cross-entropy in nats of the tokens `shift` places further; sums of what is logged.
 
   `z_loss` times the squared log-normaliser keeps logits near zero (PaLM, Chowdhery et al. 2022).
   """
-  logits, targets = logits[:, :-1].astype(jnp.float32), batch["tokens"][:, 1:]
-  weights = target_weights(batch)
+  targets, weights = batch["tokens"][:, shift:], target_weights(batch, shift)
+  logits = logits[:, : targets.shape[1]].astype(jnp.float32)
   log_z = jax.nn.logsumexp(logits, axis=-1)
-  nll = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  # Tokens that are never predicted have no logits, and weight 0: any finite number will do.
+  nll = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="clip")[..., 0]
   hits = (logits.argmax(-1) == targets) * weights
   sums = {"loss": (nll * weights).sum(), "accuracy": hits.sum()}
   return sums["loss"] + z_loss * (jnp.square(log_z) * weights).sum(), sums
@@ -117,7 +119,7 @@ def train_step(
   state: TrainState,
   batch: Mapping[str, Array],
   *,
-  model: nn.Module,
+  model: Any,
   tx: optax.GradientTransformation,
   rng: Array,
   z_loss: float = 0.0,
@@ -126,18 +128,21 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
   """One update from the mean loss per target of the whole batch, in `accumulate` micro-batches.
 
+  `model` is a `medflax.models.VLM` or whatever has its `__call__`, `hide` and `shift`.
+
   Where the loss or a gradient is not finite, the weights and the optimiser's state stay as they
   are, bit for bit, and the step is counted in `bad_steps`.
   """
-  num_targets = jnp.maximum(target_weights(batch).sum(), 1.0)
+  num_targets = jnp.maximum(target_weights(batch, model.shift).sum(), 1.0)
   rng = jax.random.fold_in(rng, state.step)
 
   def loss_fn(trainable, rows, index):
-    args, kwargs = model_inputs(rows)
+    args, kwargs = model_inputs(model.hide(rows))
     rngs = {"dropout": jax.random.fold_in(rng, index)}
     params = state.replace(trainable=trainable).params
     logits = model.apply({"params": params}, *args, **kwargs, rngs=rngs)
-    return jax.tree.map(lambda x: x / num_targets, cross_entropy(logits, batch=rows, z_loss=z_loss))
+    sums = cross_entropy(logits, rows, z_loss, model.shift)
+    return jax.tree.map(lambda x: x / num_targets, sums)
 
   def gradients(rows, index):
     (_, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable, rows, index)

@@ -22,19 +22,37 @@ from tests.golden_cases import (
   encoder_decoders,
   encoders,
   lora,
+  metrics,
   openflamingo,
+  systems_beyond,
+  systems_medvint,
+  systems_radfm,
   vision,
 )
 from tests.golden_cases.base import Case, Check, Result
 
-MODULES = (captioners, decoders, encoder_decoders, encoders, lora, openflamingo, vision)
+MODULES = (
+  captioners,
+  decoders,
+  encoder_decoders,
+  encoders,
+  lora,
+  metrics,
+  openflamingo,
+  systems_beyond,
+  systems_medvint,
+  systems_radfm,
+  vision,
+)
 CHECKS: dict[str, Check] = {name: check for m in MODULES for name, check in m.CHECKS.items()}
 COLUMNS = "{:<40} {:<52} {:>9} {:>6} {:>5}"
 
 
 def find_cases(root: pathlib.Path) -> list[Case]:
-  """Every variant, by folder and name: each has a file of arrays."""
-  return [Case(path.parent, path.stem) for path in sorted(root.glob("*/*.npz"))]
+  """Every variant, by folder and name: each has a file of arrays, or a JSON file alone."""
+  paths = [*root.glob("*/*.npz"), *root.glob("*/*.json")]
+  names = {(path.parent, path.stem) for path in paths if not path.stem.endswith(".config")}
+  return [Case(folder, variant) for folder, variant in sorted(names)]
 
 
 def run(case: Case) -> list[Result]:

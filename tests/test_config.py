@@ -84,7 +84,7 @@ def test_bad_overrides(name, text, message):
   ("name", "value", "message"),
   [
     ("model.tower.type", "vitt", "unknown config.model.tower.type 'vitt'; did you mean 'vit'?"),
-    ("model.fusion.type", "x", "unknown config.model.fusion.type 'x'; known: gated_xattn"),
+    ("model.fusion.type", "x", "unknown config.model.fusion.type 'x'; known: gated_xattn, inline, fused_head"),
     ("data.source", "foldr", "unknown config.data.source 'foldr'; did you mean 'folder'?"),
     ("optimizer.type", "adam", "unknown config.optimizer.type 'adam'; did you mean 'adamw'?"),
     (

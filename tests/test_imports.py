@@ -18,6 +18,7 @@ LAYERS = {
   "interrupt": (),
   "config": ("utils",),
   "metrics": ("utils",),
+  "metrics.bertscore": ("models", "pretrained", "utils"),
   "metric_writer": ("utils",),
   "report": ("metrics", "utils"),
   "parallel": ("utils",),
@@ -60,7 +61,7 @@ NEVER = {
   "config": {"jax", "jaxlib", "flax"},  # a mistyped flag is told at once
 }
 # Extras, which are imported inside the function that needs them.
-OPTIONAL = {"gguf", "pyarrow"}
+OPTIONAL = {"gguf", "nltk", "pyarrow", "rouge_score", "sacrebleu"}
 # Where an import is named otherwise than its distribution.
 DISTRIBUTIONS = {
   "PIL": "pillow",

@@ -1,4 +1,5 @@
 import functools
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,9 @@ VOCAB = 7
 
 class Toy(nn.Module):
   """A bigram model with the VLM's signature."""
+
+  shift: ClassVar[int] = 1
+  hide = staticmethod(lambda batch: batch)
 
   @nn.compact
   def __call__(self, media, tokens, media_index, **_):
@@ -75,7 +79,7 @@ def test_targets_are_predicted_from_their_own_document():
     "segment_ids": jnp.asarray([[1, 1, 1, 2, 2]]),
   }
   # Token 0 has nothing before it; token 3 opens a document.
-  np.testing.assert_array_equal(target_weights(batch), [[1, 0, 0, 1]])
+  np.testing.assert_array_equal(target_weights(batch, 1), [[1, 0, 0, 1]])
 
 
 def test_cross_entropy_against_a_loop():
@@ -95,6 +99,14 @@ def test_cross_entropy_against_a_loop():
   np.testing.assert_allclose(sums["loss"], nll, rtol=1e-5)
   np.testing.assert_allclose(sums["accuracy"], hits)
   np.testing.assert_allclose(total, nll + 0.01 * log_z, rtol=1e-5)
+
+
+def test_tokens_without_logits_cost_nothing():
+  """Ids beyond the vocabulary that are never predicted, as RadFM's image tokens."""
+  batch = make_batch(3)
+  logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, VOCAB)), jnp.float32)
+  beyond = batch | {"tokens": jnp.where(batch["loss_mask"] > 0, batch["tokens"], VOCAB + 2)}
+  assert cross_entropy(logits, beyond, 0.0)[0] == cross_entropy(logits, batch, 0.0)[0]
 
 
 def test_the_loss_falls():

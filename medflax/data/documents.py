@@ -9,10 +9,13 @@ Three small value types, all host-side NumPy:
 """
 
 import dataclasses
+import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
+from medflax.utils import UserError
 
 IMAGE, VOLUME, SIGNAL = "image", "volume", "signal"
 # Array rank of one item of each media kind: (H, W, C), (D, H, W, C), (T, C).
@@ -68,6 +71,9 @@ class Media:
       )
 
 
+Segment = Text | Special | Media
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
   """Where a sample came from; written beside every prediction."""
@@ -79,11 +85,20 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-  """Segments in reading order; `id` names the document (its query sample) in messages."""
+  """Segments in reading order.
 
-  segments: tuple[Text | Special | Media, ...]
+  Attributes:
+    id: names the document (its query sample) in messages.
+    starts: the segments at which its parts begin, which truncation drops whole: the samples of
+      an episode. None: a part begins at every run of media.
+    bos: whether the tokenizer's `<bos>`, if it has one, comes first.
+  """
+
+  segments: tuple["Segment", ...]
   source: Source
   id: str = ""
+  starts: tuple[int, ...] | None = None
+  bos: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,27 +165,81 @@ class Dataset(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """How an episode reads as text; `{question}` and `{answer}` are filled per sample.
+  """How an episode reads: templates whose fields are filled per sample.
 
-  The media of a sample come first, then `question`, then `answer`, then the special token
-  named `end` ("": none). The default is Med-Flamingo's prompt (snap-stanford/med-flamingo,
-  demo) without its instruction.
+  A field is `{question}`, `{answer}`, `{media}` (what `media` makes of each media item), any key
+  of the sample's record, such as `{caption}`, or a special token by name, such as `{</s>}`. The
+  default is Med-Flamingo's prompt (snap-stanford/med-flamingo, demo) without its instruction.
+
+  Attributes:
+    instruction: once, before everything; plain text.
+    question: what the model reads of a sample; media come first unless `{media}` says where.
+    answer: what it is to produce.
+    end: the special token after an answer; "": none.
+    media: one media item; "" leaves media out.
+    bos: whether a document begins with the tokenizer's `<bos>`.
+
+  Raises:
+    UserError: for a template that is none.
   """
 
   instruction: str = ""
   question: str = "Question: {question} Answer:"
   answer: str = " {answer}"
   end: str = END_OF_CHUNK
+  media: str = "{media}"
+  bos: bool = True
 
-  def question_text(self, sample: Sample) -> str:
-    return self.question.format(question=sample.question)
+  def __post_init__(self):
+    for name in ("question", "answer", "media"):
+      try:
+        _fields(getattr(self, name))
+      except ValueError as error:
+        raise UserError(f"prompt.{name} = {getattr(self, name)!r}: {error}") from None
 
-  def answer_text(self, sample: Sample) -> str:
-    return self.answer.format(answer=sample.answer)
+  @property
+  def opening(self) -> str:
+    """The first words of every sample, by which an answer that runs on can be cut."""
+    texts = [text.strip() for text, _ in _fields(self.question)]
+    return next(filter(None, texts), "")
 
-  def answer_segments(self, sample: Sample, loss: bool) -> list[Text | Special]:
-    text = Text(self.answer_text(sample), loss)
-    return [text, Special(self.end, loss)] if self.end else [text]
+  def question_segments(self, sample: Sample) -> list[Segment]:
+    """A sample up to its answer."""
+    shown = [x for media in sample.media for x in self._fill("media", sample, False, [media])]
+    placed = any(field == "media" for _, field in _fields(self.question))
+    text = self._fill("question", sample, False, shown)
+    return text if placed else shown + text
+
+  def answer_segments(self, sample: Sample, loss: bool) -> list[Segment]:
+    """A sample's answer and what ends it."""
+    text = self._fill("answer", sample, loss, [])
+    return [*text, Special(self.end, loss)] if self.end else text
+
+  def _fill(
+    self, template: str, sample: Sample, loss: bool, media: Sequence[Segment]
+  ) -> list[Segment]:
+    values = {**sample.meta, "question": sample.question, "answer": sample.answer}
+    segments: list[Segment] = []
+    text = ""
+    for literal, field in _fields(getattr(self, template)):
+      text += literal
+      if field == "media" or field.startswith("<"):
+        segments += [Text(text, loss)] if text else []
+        segments += media if field == "media" else [Special(field, loss)]
+        text = ""
+      elif field in values:
+        text += str(values[field])
+      elif field:
+        raise UserError(
+          f"prompt.{template} has {{{field}}}, which the record of sample {sample.id!r} lacks; "
+          f"it has {', '.join(sorted(values))}"
+        )
+    return [*segments, Text(text, loss)] if text else segments
+
+
+def _fields(template: str) -> list[tuple[str, str]]:
+  """Pairs of literal text and the field after it, "" where there is none."""
+  return [(text, field or "") for text, field, _, _ in string.Formatter().parse(template)]
 
 
 def _repeated(episode: Episode) -> list[bool]:
@@ -198,13 +267,17 @@ def episode_document(
   where the model has to continue, and nothing carries loss.
   """
   chosen = TARGETS[targets](episode)
-  segments: list[Text | Special | Media] = []
+  segments: list[Segment] = []
+  starts = []
   if prompt.instruction:
     segments.append(Text(prompt.instruction))
   for sample, is_target in zip(episode.support, chosen, strict=True):
-    segments += [*sample.media, Text(prompt.question_text(sample))]
+    starts.append(len(segments))
+    segments += prompt.question_segments(sample)
     segments += prompt.answer_segments(sample, loss=with_answer and is_target)
-  segments += [*episode.query.media, Text(prompt.question_text(episode.query))]
+  starts.append(len(segments))
+  segments += prompt.question_segments(episode.query)
   if with_answer:
     segments += prompt.answer_segments(episode.query, loss=True)
-  return Document(tuple(segments), episode.query.source, episode.query.id)
+  query = episode.query
+  return Document(tuple(segments), query.source, query.id, tuple(starts), prompt.bos)

@@ -7,12 +7,12 @@ import bisect
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
-from medflax.data.documents import Document, Media, Special, Text
+from medflax.data.documents import IMAGE_TOKEN, Document, Media, Segment, Special, Text
 from medflax.data.tokenizer import Tokenizer
 from medflax.utils import UserError
 
@@ -45,9 +45,15 @@ MEDIA_RULES: dict[str, Callable[[Bool[np.ndarray, " t"]], MediaLinks]] = {
 }
 
 
+def media_options(config: Any) -> dict[str, Any]:
+  """What `encode_document` is to know of `config.data`: how media stand in the text."""
+  return {name: getattr(config, name) for name in ("media_rule", "media_mark", "media_tokens")}
+
+
 class Encoded(TypedDict):
   """One document as tokens; media ordinals count from 1 within the document.
 
+  `soft_index` counts the tokens of a media item from 1 where it stands inline; 0 is text.
   `media` is in reading order. `dropped_chunks` and `cut_tokens` tell what truncation took.
   """
 
@@ -55,6 +61,7 @@ class Encoded(TypedDict):
   loss_mask: Float32[np.ndarray, " t"]
   media_index: Int32[np.ndarray, " t"]
   media_first: Int32[np.ndarray, " t"]
+  soft_index: Int32[np.ndarray, " t"]
   media: list[Media]
   dropped_chunks: int
   cut_tokens: int
@@ -88,27 +95,34 @@ class _Chunk:
     self.roles += [roles[bisect.bisect_left(stops, end)] for end in ends]
 
 
-def _chunks(document: Document, tokenizer: Tokenizer) -> list[_Chunk]:
-  """The head (text before any media) and then one chunk for every run of media."""
-  chunks, texts = [_Chunk()], []
-  previous = None
-  for segment in (*document.segments, None):
-    if isinstance(segment, Text):
-      texts.append(segment)
-    else:
-      if texts:
-        chunks[-1].add_texts(texts, tokenizer)
-        texts = []
-      if isinstance(segment, Media):
-        if not isinstance(previous, Media):
-          chunks.append(_Chunk())
-        chunks[-1].add(tokenizer.image_id, _MEDIA)
-        chunks[-1].media.append(segment)
-      elif isinstance(segment, Special):
-        token = tokenizer.special_id(segment.token)
-        chunks[-1].add(token, _TARGET if segment.loss else _MARK)
-    previous = segment
-  return chunks
+def _parts(document: Document) -> list[Sequence[Segment]]:
+  """The head, then one part for each of `document.starts`."""
+  segments, starts = document.segments, document.starts
+  if starts is None:
+    is_media = [isinstance(segment, Media) for segment in segments]
+    starts = [i for i, here in enumerate(is_media) if here and not (i and is_media[i - 1])]
+  return [segments[a:b] for a, b in itertools.pairwise((0, *starts, len(segments)))]
+
+
+def _chunk(
+  segments: Sequence[Segment], tokenizer: Tokenizer, media_mark: str, media_tokens: int
+) -> _Chunk:
+  chunk = _Chunk()
+  for is_text, run in itertools.groupby(segments, lambda segment: isinstance(segment, Text)):
+    if is_text:
+      chunk.add_texts(list(run), tokenizer)
+      continue
+    for segment in run:
+      if isinstance(segment, Special):
+        chunk.add(tokenizer.special_id(segment.token), _TARGET if segment.loss else _MARK)
+      else:
+        chunk.media.append(segment)
+        if media_tokens:  # features replace their embeddings, so that any id will do
+          for _ in range(media_tokens):
+            chunk.add(tokenizer.pad_id, _MEDIA)
+        elif media_mark:
+          chunk.add(tokenizer.special_id(media_mark), _MEDIA)
+  return chunk
 
 
 def encode_document(
@@ -116,29 +130,32 @@ def encode_document(
   tokenizer: Tokenizer,
   *,
   media_rule: str,
+  media_mark: str = IMAGE_TOKEN,
+  media_tokens: int = 0,
   max_tokens: int | None = None,
   max_media: Mapping[str, int] | None = None,
-  bos: bool = True,
 ) -> Encoded:
-  """Tokenises a document, one `<image>` token for every media item of whatever kind.
+  """Tokenises a document; media become marks, or places for their features.
 
-  A document that exceeds `max_tokens` or, of some kind, `max_media` loses its earliest chunks
-  (media with the text up to the next media: a shot), never media without its text. If the last
-  chunk alone is too long, text that carries no loss is cut from the left: the instruction,
-  then the question, but no media, no special token and nothing to be learned.
+  A document that exceeds `max_tokens` or, of some kind, `max_media` loses its earliest parts
+  (shots), never media without its text. If the last part alone is too long, text that carries
+  no loss is cut from the left: the instruction, then the question, but no media, no special
+  token and nothing to be learned.
 
   Args:
     document: what to encode.
     tokenizer: from `load_tokenizer`.
     media_rule: a key of `MEDIA_RULES`.
+    media_mark: the special token that stands for a media item of whatever kind, unless it is
+      inline; "": nothing does, and every token may see all media of its document.
+    media_tokens: inline tokens of a media item; 0: media are not inline.
     max_tokens, max_media: the bounds, media by kind; None: unbounded.
-    bos: whether to start with the tokenizer's `<bos>`, if it has one.
 
   Raises:
     UserError: naming the document, if it does not fit even so.
   """
-  head, *chunks = _chunks(document, tokenizer)
-  if bos and tokenizer.bos_id is not None:
+  head, *chunks = (_chunk(part, tokenizer, media_mark, media_tokens) for part in _parts(document))
+  if document.bos and tokenizer.bos_id is not None:
     head.tokens.insert(0, tokenizer.bos_id)
     head.roles.insert(0, _MARK)
 
@@ -166,13 +183,23 @@ def encode_document(
       )
     tokens, roles = np.delete(tokens, cut), np.delete(roles, cut)
 
-  media_index, media_first = MEDIA_RULES[media_rule](roles == _MEDIA)
+  is_media = roles == _MEDIA
+  count = np.cumsum(is_media) - 1
+  soft_index = np.where(is_media, count % media_tokens + 1, 0) if media_tokens else 0 * tokens
+  media = [media for chunk in chunks for media in chunk.media]
+  media_index, media_first = MEDIA_RULES[media_rule](is_media & (soft_index <= 1))
+  if media_tokens:  # whatever the rule, a place is its own media's
+    own = np.where(is_media, count // media_tokens + 1, 0)
+    media_index, media_first = (np.where(is_media, own, x) for x in (media_index, media_first))
+  elif not media_mark:
+    media_index, media_first = (np.full(len(tokens), min(n, len(media))) for n in (len(media), 1))
   return Encoded(
     tokens=tokens,
     loss_mask=(roles == _TARGET).astype(np.float32),
-    media_index=media_index,
-    media_first=media_first,
-    media=[media for chunk in chunks for media in chunk.media],
+    media_index=media_index.astype(np.int32),
+    media_first=media_first.astype(np.int32),
+    soft_index=soft_index.astype(np.int32),
+    media=media,
     dropped_chunks=total - len(chunks),
     cut_tokens=excess,
   )
@@ -202,10 +229,12 @@ class RowShape:
   Attributes:
     length: tokens.
     media: for each kind the shape of its row, (slots, …item shape).
+    inline: whether media stand between the tokens; the batch then has `soft_index`.
   """
 
   length: int
   media: Mapping[str, tuple[int, ...]]
+  inline: bool = False
 
 
 Batch = dict[str, np.ndarray]
@@ -223,17 +252,10 @@ def collate(
     ValueError: if a row's documents do not fit `shape`.
     UserError: if a media item does not have the row's item shape.
   """
-  text = {
-    key: np.zeros((len(rows), shape.length), dtype)
-    for key, dtype in (
-      ("tokens", np.int32),
-      ("loss_mask", np.float32),
-      ("positions", np.int32),
-      ("segment_ids", np.int32),
-      ("media_index", np.int32),
-      ("media_first", np.int32),
-    )
-  }
+  keys = ("tokens", "positions", "segment_ids", "media_index", "media_first")
+  keys += ("soft_index",) if shape.inline else ()
+  text = {key: np.zeros((len(rows), shape.length), np.int32) for key in keys}
+  text["loss_mask"] = np.zeros((len(rows), shape.length), np.float32)
   text["tokens"][:] = pad_id
   placed: dict[str, list[tuple[int, int, int, np.ndarray]]] = {kind: [] for kind in shape.media}
   for r, row in enumerate(rows):
@@ -248,6 +270,8 @@ def collate(
       text["loss_mask"][here] = document["loss_mask"]
       text["positions"][here] = np.arange(stop - start)
       text["segment_ids"][here] = segment
+      if shape.inline:
+        text["soft_index"][here] = document["soft_index"]
       for key in ("media_index", "media_first"):
         links = document[key]
         text[key][here] = np.where(links > 0, links + ordinal, 0)

@@ -28,7 +28,14 @@ from medflax.data.documents import (
   Prompt,
   episode_document,
 )
-from medflax.data.encode import Batch, Encoded, RowShape, collate, encode_document
+from medflax.data.encode import (
+  Batch,
+  Encoded,
+  RowShape,
+  collate,
+  encode_document,
+  media_options,
+)
 from medflax.data.packing import PackIterDataset
 from medflax.data.tokenizer import Tokenizer
 from medflax.utils import UserError, nearest
@@ -71,7 +78,7 @@ def row_shape(config: ml_collections.ConfigDict) -> RowShape:
       if kind not in CHANNELS:
         raise UserError(f"data.max_media.{kind}: unknown kind{nearest(kind, CHANNELS)}")
       media[kind] = (config.max_media[kind], *config[f"{kind}_size"], CHANNELS[kind])
-  return RowShape(config.max_tokens, media)
+  return RowShape(config.max_tokens, media, inline=config.media_tokens > 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +87,7 @@ class EncodeEpisode:
 
   tokenizer: Tokenizer
   prompt: Prompt
-  media_rule: str
+  media: Mapping[str, Any]  # of `media_options`
   shape: RowShape
   targets: str = "all"
 
@@ -88,7 +95,7 @@ class EncodeEpisode:
     return encode_document(
       episode_document(episode, self.prompt, targets=self.targets),
       self.tokenizer,
-      media_rule=self.media_rule,
+      **self.media,
       max_tokens=self.shape.length,
       max_media={kind: slots for kind, (slots, *_) in self.shape.media.items()},
     )
@@ -252,7 +259,7 @@ def train_iterator(
       f"{process_count} processes"
     )
   prompt, shape = Prompt(**config.prompt), row_shape(config.data)
-  encode = EncodeEpisode(tokenizer, prompt, config.data.media_rule, shape)
+  encode = EncodeEpisode(tokenizer, prompt, media_options(config.data), shape)
   documents = _training_documents(
     dataset, encode, config, seed=seed, process_index=process_index, process_count=process_count
   ).to_iter_dataset(_READ)

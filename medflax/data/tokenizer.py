@@ -26,17 +26,23 @@ class Tokenizer:
 
   Attributes:
     vocab_size: number of ids, added tokens included.
-    pad_id, image_id, end_of_chunk_id: ids that always exist.
     bos_id, eos_id: None where the tokenizer has none.
   """
 
   def __init__(
-    self, backend: tokenizers.Tokenizer, path: str, *, pad: str, bos: str | None, eos: str | None
+    self,
+    backend: tokenizers.Tokenizer,
+    origin: tuple[str, tuple[str, ...], str],
+    *,
+    pad: str,
+    bos: str | None,
+    eos: str | None,
   ):
+    """`origin` is what `load_tokenizer` was given."""
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = True  # the library's word for: spell them out in text
-    self._backend, self._path = backend, path
+    self._backend, self._origin = backend, origin
     self._special_ids = {
       token.content: index
       for index, token in backend.get_added_tokens_decoder().items()
@@ -46,13 +52,11 @@ class Tokenizer:
     self.pad_id = self.special_id(pad)
     self.bos_id = self.special_id(bos) if bos else None
     self.eos_id = self.special_id(eos) if eos else None
-    self.image_id = self.special_id(IMAGE_TOKEN)
-    self.end_of_chunk_id = self.special_id(END_OF_CHUNK)
     # A pure function of short, often repeated strings: prompts, closed answers, invented words.
     self._spans = functools.lru_cache(maxsize=4096)(self._encode_spans)
 
   def __reduce__(self):
-    return load_tokenizer, (self._path,)  # worker processes read the file again
+    return load_tokenizer, self._origin  # worker processes read the file again
 
   def _encode_spans(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     encoding = self._backend.encode(text, add_special_tokens=False)
@@ -78,23 +82,29 @@ class Tokenizer:
     """
     if token not in self._special_ids:
       hint = nearest(token, self._special_ids)
-      raise UserError(f"tokenizer {self._path or 'medflax'}: no special token {token!r}{hint}")
+      raise UserError(f"tokenizer {self._origin[0] or 'medflax'}: no special token {token!r}{hint}")
     return self._special_ids[token]
 
 
-def load_tokenizer(path: str = "") -> Tokenizer:
+def load_tokenizer(
+  path: str = "", add: Iterable[str] = (END_OF_CHUNK, IMAGE_TOKEN), pad: str = ""
+) -> Tokenizer:
   """Loads the shipped tokenizer ("") or a Hugging Face tokenizer folder, without network.
 
-  To a folder's tokenizer `<|endofchunk|>`, `<image>` and, if it has no padding token, `<PAD>`
-  are added in OpenFlamingo's order (open_flamingo/src/factory.py), unless it has them: ids
-  32000, 32001 and 32002 for LLaMA's 32,000 pieces.
+  Args:
+    path: "" or the folder.
+    add: special tokens that get the next ids unless the tokenizer has them. The default is
+      OpenFlamingo's (open_flamingo/src/factory.py): 32000 and 32001 after LLaMA's 32,000 pieces.
+    pad: the padding token, one that exists; "": the tokenizer's own, or else `<PAD>`, added last.
 
   Raises:
-    UserError: if the folder or its files are missing or cannot be read.
+    UserError: if the folder or its files are missing or cannot be read, or there is no such `pad`.
   """
+  origin = (path, tuple(add), pad)
   if not path:
     backend = tokenizers.Tokenizer.from_file(str(SHIPPED))
-    return Tokenizer(backend, path, pad=PAD, bos=BOS, eos=EOS)
+    backend.add_special_tokens([*origin[1]])
+    return Tokenizer(backend, origin, pad=pad or PAD, bos=BOS, eos=EOS)
   if not pathlib.Path(path).is_dir():
     raise UserError(f"tokenizer.path: {path} is not a folder; give one that has tokenizer.json")
 
@@ -107,9 +117,8 @@ def load_tokenizer(path: str = "") -> Tokenizer:
     raise UserError(f"tokenizer.path: cannot load {path}: {reason}") from error
   if not loaded.is_fast:
     raise UserError(f"tokenizer.path: {path} has no tokenizer.json (a fast tokenizer)")
-  loaded.add_tokens([END_OF_CHUNK, IMAGE_TOKEN], special_tokens=True)
-  if loaded.pad_token is None:
+  loaded.add_tokens([*origin[1]], special_tokens=True)
+  if not pad and loaded.pad_token is None:
     loaded.add_special_tokens({"pad_token": "<PAD>"})
-  return Tokenizer(
-    loaded.backend_tokenizer, path, pad=loaded.pad_token, bos=loaded.bos_token, eos=loaded.eos_token
-  )
+  backend, bos, eos = loaded.backend_tokenizer, loaded.bos_token, loaded.eos_token
+  return Tokenizer(backend, origin, pad=pad or loaded.pad_token, bos=bos, eos=eos)

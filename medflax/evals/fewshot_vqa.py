@@ -23,7 +23,7 @@ from medflax.data.documents import (
   Sample,
   episode_document,
 )
-from medflax.data.encode import RowShape, collate, encode_document
+from medflax.data.encode import RowShape, collate, encode_document, media_options
 from medflax.evals import base
 from medflax.evals.trials import CONTROLS, LEFT_OUT, Trial, check_support, without_media
 from medflax.inference import decode
@@ -71,10 +71,10 @@ class FewshotVQA:
     base.check_task(name, self.settings.task, context.dataset)
     base.check_names(name, "controls", self.settings.controls, CONTROLS)
     tokenizer, prompt = context.tokenizer, context.prompt
-    special = (tokenizer.end_of_chunk_id, tokenizer.eos_id)
-    self._stop_ids = np.array([token for token in special if token is not None], np.int32)
-    next_question = prompt.question.split("{question}")[0].strip()
-    self._cuts = tuple(filter(None, (END_OF_CHUNK, IMAGE_TOKEN, next_question, "\n")))
+    special = [tokenizer.special_id(prompt.end)] if prompt.end else []
+    special += [tokenizer.eos_id] if tokenizer.eos_id is not None else []
+    self._stop_ids = np.array(special, np.int32)
+    self._cuts = tuple(filter(None, (END_OF_CHUNK, IMAGE_TOKEN, prompt.opening, "\n")))
 
   def run(self, params: PyTree, step: int) -> dict[str, Measurement]:
     """Asks every question, scores, writes the results; see `base.Evaluator`."""
@@ -123,9 +123,7 @@ class FewshotVQA:
       episode = episodes[index]
       check_support(episode)
       document = episode_document(episode, context.prompt, with_answer=False)
-      encoded = encode_document(
-        document, context.tokenizer, media_rule=context.data_config.media_rule
-      )
+      encoded = encode_document(document, context.tokenizer, **media_options(context.data_config))
       rows = [features.add(media.array, media.kind) for media in encoded["media"]]
       places = iter(zip((media.kind for media in encoded["media"]), rows, strict=True))
       samples = (*episode.support, episode.query)
@@ -186,7 +184,8 @@ class FewshotVQA:
     missing = self.settings.batch_size - len(trials)
     documents = [[trial.encoded] for trial in trials] + [[]] * missing
     pad_id = self.context.tokenizer.pad_id
-    batch = collate(documents, RowShape(length, {}), pad_id, left_pad=True)
+    inline = self.context.data_config.media_tokens > 0
+    batch = collate(documents, RowShape(length, {}, inline), pad_id, left_pad=True)
     if slots:
       rows = np.full((self.settings.batch_size, slots), -1, np.int32)
       for row, trial in zip(rows, trials, strict=False):

@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 from tqdm import tqdm
 
 from medflax.data.documents import TARGETS, episode_document
-from medflax.data.encode import Encoded, RowShape, collate, encode_document
+from medflax.data.encode import Encoded, RowShape, collate, encode_document, media_options
 from medflax.evals import base
 from medflax.inference import decode
 from medflax.metrics.intervals import Measurement, bootstrap
@@ -48,12 +47,13 @@ class Settings:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def score(model: nn.Module, params: PyTree, batch: Mapping[str, Array]) -> Float[Array, "b 2"]:
+def score(model: Any, params: PyTree, batch: Mapping[str, Array]) -> Float[Array, "b 2"]:
   """Each row's summed negative log-likelihood of its targets, in nats, and their number."""
-  args, kwargs = model_inputs(batch)
-  logits = jnp.asarray(model.apply({"params": params}, *args, **kwargs), jnp.float32)[:, :-1]
-  targets, weights = batch["tokens"][:, 1:], batch["loss_mask"][:, 1:]
-  chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  args, kwargs = model_inputs(model.hide(batch))
+  logits = jnp.asarray(model.apply({"params": params}, *args, **kwargs), jnp.float32)
+  targets, weights = (batch[key][:, model.shift :] for key in ("tokens", "loss_mask"))
+  logits = logits[:, : targets.shape[1]]
+  chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="clip")[..., 0]
   nll = jax.nn.logsumexp(logits, axis=-1) - chosen
   return jnp.stack([(nll * weights).sum(axis=1), weights.sum(axis=1)], axis=1)
 
@@ -81,8 +81,8 @@ class Perplexity:
     for index in range(len(episodes)):
       episode = episodes[index]
       document = episode_document(episode, context.prompt, targets=settings.targets)
-      rule = context.data_config.media_rule
-      documents.append(encode_document(document, context.tokenizer, media_rule=rule))
+      options = media_options(context.data_config)
+      documents.append(encode_document(document, context.tokenizer, **options))
       queries.append(episode.query)
     sums = self._score(documents, params)
     nll = bootstrap(
@@ -115,7 +115,7 @@ class Perplexity:
   ) -> Float[np.ndarray, "documents 2"]:
     """Summed negative log-likelihood and number of targets of each document."""
     context, size = self.context, self.settings.batch_size
-    shape = row_shape(documents)
+    shape = row_shape(documents, inline=context.data_config.media_tokens > 0)
     sums = []
 
     def launch(chunk):
@@ -131,7 +131,7 @@ class Perplexity:
     return np.concatenate(sums).astype(np.float64)
 
 
-def row_shape(documents: Sequence[Encoded]) -> RowShape:
+def row_shape(documents: Sequence[Encoded], *, inline: bool = False) -> RowShape:
   """The smallest row that holds any one of the documents, its length a multiple of 32."""
   longest = max(len(document["tokens"]) for document in documents)
   slots: dict[str, tuple[int, ...]] = {}
@@ -142,7 +142,7 @@ def row_shape(documents: Sequence[Encoded]) -> RowShape:
       shapes = [media.array.shape for media in items]
       count = max(len(shapes), slots.get(kind, (0,))[0])
       slots[kind] = (count, *shapes[0])
-  return RowShape(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, slots)
+  return RowShape(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, slots, inline)
 
 
 def exponential(nll: Measurement) -> Measurement:

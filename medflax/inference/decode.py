@@ -45,13 +45,14 @@ def generate(
     model: a `medflax.models.VLM` or whatever has its `prefill` and `decode_step`; hashable.
     params: its parameters, with any sharding.
     batch: `tokens`, `media_index`, `media_first`, `positions`, `segment_ids` (0 on padding),
-      all [b, t]; for prompts with media `features` [b, m, latents, d] and `media_ordinal` [b, m].
+      all [b, t], with inline media `soft_index` too; for prompts with media `features` [b, m, latents, d] and `media_ordinal` [b, m].
       A row of padding alone is not waited for.
     max_new_tokens: the most tokens to generate, at least 1.
     stop_ids: tokens that end an answer; they are part of the result.
     pad_id: what follows them.
   """
-  text = {key: batch[key] for key in ("media_first", "positions", "segment_ids")}
+  names = ("media_first", "positions", "segment_ids", "soft_index")
+  text = {key: batch[key] for key in names if key in batch}
   # Features come embedded, so their kinds no longer matter: one name for all of them.
   ordinal = {"media": batch["media_ordinal"]} if "media_ordinal" in batch else {}
   logits, cache = model.apply(

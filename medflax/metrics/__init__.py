@@ -1,1 +1,1 @@
-"""Metrics: host-side NumPy and text, no jax."""
+"""Metrics: host-side NumPy and text; `bertscore` alone runs a model."""

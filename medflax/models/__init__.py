@@ -3,14 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+import flax
 import jax.numpy as jnp
 
 from medflax.models.connectors.mapper import MLPMapper, TransformerMapper
 from medflax.models.connectors.perceiver import PerceiverResampler
 from medflax.models.connectors.projector import MLPProjector, PooledProjection
 from medflax.models.connectors.query_decoder import QueryDecoder
+from medflax.models.fusion.fused_head import FusedHead
 from medflax.models.fusion.gated_xattn import GatedXattn
+from medflax.models.fusion.inline import Inline
 from medflax.models.language.decoder import Decoder
+from medflax.models.masked import MaskedVLM
 from medflax.models.vision.resnet import ModifiedResNet
 from medflax.models.vision.swin import Swin
 from medflax.models.vision.vit import ViT
@@ -25,28 +29,34 @@ CONNECTORS = {
   "mlp_mapper": MLPMapper,
   "transformer_mapper": TransformerMapper,
 }
-FUSIONS = {"gated_xattn": GatedXattn}
+FUSIONS = {"gated_xattn": GatedXattn, "inline": Inline, "fused_head": FusedHead}
 LANGUAGE_MODELS = {"decoder": Decoder}
+# What a model learns to predict, and with it how it generates.
+OBJECTIVES = {"next_token": VLM, "masked": MaskedVLM}
+NOTHING = {"objective": {"type": "next_token"}, "tower": {}, "connector": {}, "fusion": {}}
 
 
 def build_model(config: Mapping[str, Any]) -> VLM:
   """The model of a `config.model`: its parts' `type` picks the class, the rest are its fields.
 
+  A tower, a connector and a fusion may be empty or absent: the model is of text alone.
+
   Raises:
     KeyError, TypeError: unknown part or field; `medflax.config.validate` says so kindly before.
   """
-  dtype = jnp.dtype(config["dtype"])
+  config = flax.core.freeze({**NOTHING, **config})  # jit hashes models
+  common = dict(dtype=jnp.dtype(config["dtype"]), remat=config["remat"])
 
   def make(table: Mapping[str, type], part: str, **extra: Any) -> Any:
     fields = dict(config[part])
-    return table[fields.pop("type")](**fields, **extra)
+    return table[fields.pop("type")](**fields, **extra) if fields else None
 
-  common = dict(dtype=dtype, remat=config["remat"])
-  fusion = make(FUSIONS, "fusion")
-  return VLM(
+  return make(
+    OBJECTIVES,
+    "objective",
     tower=make(VISION_TOWERS, "tower", **common),
     connector=make(CONNECTORS, "connector", **common),
-    lm=make(LANGUAGE_MODELS, "lm", fusion=fusion, **common),
+    lm=make(LANGUAGE_MODELS, "lm", fusion=make(FUSIONS, "fusion"), **common),
   )
 
 
@@ -54,6 +64,7 @@ __all__ = [
   "CONNECTORS",
   "FUSIONS",
   "LANGUAGE_MODELS",
+  "OBJECTIVES",
   "VISION_TOWERS",
   "VLM",
   "build_model",

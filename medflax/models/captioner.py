@@ -60,14 +60,9 @@ class TextStack(nn.Module):
     x = norm(x.astype(self.dtype))
     x = x if visual is None else jnp.concatenate([visual, x], axis=1)
     fields = bert_fields(self.heads, self.mlp_width, self.activation, self.norm_eps, self.dtype)
-    stack = nn.scan(
-      layers.remat(CaptionLayer, self.remat),
-      variable_axes={"params": 0},
-      split_rngs={"params": True, "dropout": True},
-      in_axes=(0, nn.broadcast),
-      length=self.depth,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )(**fields, name="layers")
+    stack = layers.stack(CaptionLayer, self.depth, self.remat, (0, nn.broadcast))(
+      **fields, name="layers"
+    )
     distance = jnp.zeros(mask.shape[1:], jnp.int32)  # no window reads it
     context = Context(positions, mask, distance, None, None, None, index)
     x, new = stack(x, cache, context)

@@ -38,6 +38,25 @@ def remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
   return nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[policy])
 
 
+def stack(
+  block: type[nn.Module], length: int, remat_policy: str, in_axes: Any = nn.broadcast
+) -> Callable[..., Any]:
+  """`length` blocks one after the other, compiled as one: their weights gain a first axis.
+
+  Args:
+    remat_policy: a name in `REMAT_POLICIES`, applied to each block.
+    in_axes: for the arguments after the first; the default gives all blocks the same.
+  """
+  return nn.scan(
+    remat(block, remat_policy),
+    variable_axes={"params": 0},
+    split_rngs={"params": True, "dropout": True},
+    in_axes=in_axes,
+    length=length,
+    metadata_params={nn.PARTITION_NAME: "layers"},
+  )
+
+
 def param_init(init: jax.nn.initializers.Initializer, *axes: str | None) -> Callable[..., Any]:
   """`init` with logical axis names attached to the parameter it makes."""
   # No rules: linen would constrain the flat kernel that it reshapes, which has another rank.

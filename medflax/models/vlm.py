@@ -1,13 +1,14 @@
 """The one model: vision tower → connector → fusion → language model."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from medflax.models.attention import causal_mask, media_mask
+from medflax.models.fusion.inline import SoftTokens, soft_tokens
 from medflax.models.language.decoder import Cache
 
 
@@ -15,14 +16,17 @@ class VLM(nn.Module):
   """Text conditioned on interleaved media. See docs/design.md for the batch's arrays.
 
   Attributes:
-    tower: media of one kind `[b, …]` → visual tokens `[b, v, d]`.
-    connector: visual tokens `[b, m, frames, v, d]` → `[b, m, latents, d]`.
+    tower: media of one kind `[b, …]` → visual tokens `[b, v, d]`; None for text alone.
+    connector: visual tokens `[b, m, frames, v, d]` → `[b, m, latents, d]`; None for text alone.
     lm: tokens and media features → logits; holds the fusion.
+    shift: logits at a token predict the one so many places further.
   """
 
-  tower: nn.Module
-  connector: nn.Module
+  tower: nn.Module | None
+  connector: nn.Module | None
   lm: nn.Module
+
+  shift: ClassVar[int] = 1
 
   def __call__(
     self,
@@ -32,6 +36,7 @@ class VLM(nn.Module):
     *,
     media_ordinal: Mapping[str, Int[Array, "b _"]],
     media_first: Int[Array, "b t"] | None = None,
+    soft_index: Int[Array, "b t"] | None = None,
     positions: Int[Array, "b t"] | None = None,
     segment_ids: Int[Array, "b t"] | None = None,
   ) -> Float[Array, "b t vocab"]:
@@ -41,8 +46,33 @@ class VLM(nn.Module):
       media, media_ordinal: by kind, `[b, n, …]` and `[b, n]`.
       media_index, media_first: the highest and lowest media each token sees; `media_first`
         defaults to `media_index`, the one-image rules of Flamingo.
+      soft_index: for inline media, the places of their tokens; see `fusion.inline`.
       positions: defaults to 0, 1, 2, …; segment_ids: defaults to one document a row.
     """
+    return self._predict(
+      self.embed_media(media),
+      tokens,
+      media_index,
+      media_ordinal=media_ordinal,
+      media_first=media_first,
+      soft_index=soft_index,
+      positions=positions,
+      segment_ids=segment_ids,
+    )
+
+  def _predict(
+    self,
+    features,
+    tokens,
+    media_index,
+    *,
+    media_ordinal,
+    media_first,
+    soft_index,
+    positions,
+    segment_ids,
+  ) -> Float[Array, "b t vocab"]:
+    """`__call__` on media that are features already."""
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     if segment_ids is None:
@@ -50,12 +80,19 @@ class VLM(nn.Module):
     seen = _visible(media_index, media_first, media_ordinal)
     slots = jnp.arange(tokens.shape[1])
     mask = causal_mask(slots, segment_ids, slots, segment_ids)
-    return self.lm(tokens, positions, mask, self.embed_media(media), seen)[0]
+    soft = _soft(features, media_index, soft_index, media_ordinal)
+    return self.lm(tokens, positions, mask, features, seen, soft=soft)[0]
+
+  def hide(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The batch as the model may see it while it predicts the batch's targets."""
+    return batch
 
   def embed_media(self, media: Mapping[str, Array]) -> Float[Array, "b m latents d"] | None:
     """Features of every media slot, kinds one after the other in alphabetical order."""
     features = []
     for kind in sorted(media):
+      if self.tower is None or self.connector is None:
+        raise ValueError(f"{kind} media for a model without a tower and a connector")
       x = media[kind]
       y = self.tower(x.reshape(-1, *x.shape[2:]), kind)
       features.append(self.connector(y.reshape(*x.shape[:2], 1, *y.shape[1:])))
@@ -71,6 +108,7 @@ class VLM(nn.Module):
     media_first: Int[Array, "b t"],
     positions: Int[Array, "b t"],
     segment_ids: Int[Array, "b t"],
+    soft_index: Int[Array, "b t"] | None = None,
     cache_size: int,
   ) -> tuple[Float[Array, "b 1 vocab"], Cache]:
     """Runs left-padded prompts; returns the last token's logits and a cache for `decode_step`.
@@ -83,8 +121,9 @@ class VLM(nn.Module):
     b, t = tokens.shape
     slots = jnp.arange(t)
     mask = causal_mask(slots, segment_ids, slots, segment_ids)
+    soft = _soft(features, media_index, soft_index, media_ordinal)
     logits, cache = self.lm(
-      tokens, positions, mask, features, seen, cache_size=cache_size, last_only=True
+      tokens, positions, mask, features, seen, soft=soft, cache_size=cache_size, last_only=True
     )
     # A decoded token belongs to the prompt's document and sees what its last token saw.
     grown = jnp.zeros((b, cache_size - t), segment_ids.dtype)
@@ -131,11 +170,23 @@ def _visible(
   return media_mask(media_index, first, ordinal)
 
 
+def _soft(
+  features: Float[Array, "b m latents d"] | None,
+  media_index: Int[Array, "b t"],
+  soft_index: Int[Array, "b t"] | None,
+  media_ordinal: Mapping[str, Int[Array, "b _"]],
+) -> SoftTokens | None:
+  if features is None or soft_index is None:
+    return None
+  return soft_tokens(features, media_index, soft_index, media_ordinal)
+
+
 def model_inputs(batch: Mapping[str, Array]) -> tuple[tuple, dict[str, Any]]:
   """The arguments of `VLM.__call__` from a flat batch (see docs/design.md)."""
   by_kind = lambda prefix: {
     key.removeprefix(prefix): value for key, value in batch.items() if key.startswith(prefix)
   }
   args = (by_kind("media/"), batch["tokens"], batch["media_index"])
-  names = ("media_first", "positions", "segment_ids")
-  return args, {name: batch[name] for name in names} | {"media_ordinal": by_kind("media_ordinal/")}
+  names = ("media_first", "positions", "segment_ids", "soft_index")
+  kwargs = {name: batch[name] for name in names if name in batch}
+  return args, kwargs | {"media_ordinal": by_kind("media_ordinal/")}

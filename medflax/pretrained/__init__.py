@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from jaxtyping import Shaped
 
 from medflax.pretrained.files import read_safetensors
 from medflax.pretrained.lazy import LazyTensor
@@ -31,7 +32,8 @@ def merge_weights(
 ) -> dict[str, jax.Array]:
   """`flat` with the leaves that `weights` names replaced, in their dtypes and shardings.
 
-  One leaf at a time is read and put on the devices: the host never holds them all.
+  Each shard is read by itself and put on its device: the host holds one at a time. The arrays
+  that are replaced are deleted before, so that the devices never hold both.
 
   Raises:
     UserError: if a shape differs.
@@ -43,7 +45,17 @@ def merge_weights(
         f"config.init: {path} has shape {weights[path].shape} in the file but "
         f"{flat[path].shape} in the model; match config.model or set config.init to ''"
       )
-  placed = lambda path, leaf: jax.device_put(
-    np.asarray(weights[path]).astype(leaf.dtype, copy=False), leaf.sharding
-  )
-  return flat | {path: placed(path, flat[path]) for path in named}
+  return flat | {path: _placed(weights[path], flat[path]) for path in named}
+
+
+def _placed(weights: LazyTensor | np.ndarray, leaf: jax.Array) -> jax.Array:
+  shape, dtype, sharding = leaf.shape, leaf.dtype, leaf.sharding
+  leaf.delete()
+  put = lambda device, index: jax.device_put(_contiguous(weights[index], dtype), device)
+  indices = sharding.addressable_devices_indices_map(shape)
+  shards = [put(device, index).block_until_ready() for device, index in indices.items()]
+  return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+
+def _contiguous(x: Shaped[np.ndarray, "..."], dtype: np.dtype) -> Shaped[np.ndarray, "..."]:
+  return np.asarray(x, dtype, order="C")

@@ -1,6 +1,5 @@
 """Checkpoint files of every format as a mapping from names to lazily read tensors."""
 
-import functools
 import json
 import math
 import os
@@ -17,7 +16,7 @@ import safetensors
 from medflax.pretrained.gguf_files import read_gguf
 from medflax.pretrained.lazy import LazyTensor
 from medflax.pretrained.torch_files import read_torch
-from medflax.utils import UserError, pick
+from medflax.utils import UserError, pick, write_atomic
 
 SAFETENSORS_DTYPES = {
   "BOOL": np.bool_,
@@ -31,6 +30,8 @@ SAFETENSORS_DTYPES = {
   "F32": np.float32,
   "F64": np.float64,
 }
+SHARD_BYTES = 5_000_000_000
+PART_BYTES = 1 << 26  # in memory at a time where a part of a tensor is read
 # What a folder is read from, the first of these that it has.
 IN_FOLDER = (
   "model.safetensors.index.json",
@@ -68,27 +69,69 @@ def read_safetensors(path: pathlib.Path) -> dict[str, LazyTensor]:
   Raises:
     UserError: if the file is damaged or has numbers that NumPy lacks.
   """
-  tensors = {}
   try:
-    with safetensors.safe_open(path, "numpy") as file:
-      for name in file.keys():  # noqa: SIM118 (not a mapping)
-        view = file.get_slice(name)
-        if view.get_dtype() not in SAFETENSORS_DTYPES:
-          raise UserError(f"{path}: {name} has the unsupported dtype {view.get_dtype()}")
-        dtype = np.dtype(SAFETENSORS_DTYPES[view.get_dtype()])
-        read = functools.partial(_read_safetensor, path, name)
-        tensors[name] = LazyTensor(tuple(view.get_shape()), dtype, read)
-  except (safetensors.SafetensorError, OSError, ValueError) as error:
-    if isinstance(error, UserError):
-      raise
+    with safetensors.safe_open(path, "numpy"):  # the reference reader has no doubts about it
+      pass
+    start, header = _header(path)
+  except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
     raise UserError(f"{path}: is not a safetensors file: {error}") from None
+  tensors = {}
+  for name, entry in header.items():
+    if name != "__metadata__":
+      if entry["dtype"] not in SAFETENSORS_DTYPES:
+        raise UserError(f"{path}: {name} has the unsupported dtype {entry['dtype']}")
+      dtype = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]])
+      offset, shape = start + entry["data_offsets"][0], tuple(entry["shape"])
+      tensors[name] = _in_file(path, offset, shape, dtype)
   return tensors
 
 
-def _read_safetensor(path: pathlib.Path, name: str) -> np.ndarray:
-  # Opened anew: pages of a file that stays mapped would add up to the whole checkpoint.
-  with safetensors.safe_open(path, "numpy") as file:
-    return file.get_tensor(name)
+def _header(path: pathlib.Path) -> tuple[int, dict[str, Any]]:
+  """Where the tensors begin, and what the file says about them."""
+  with path.open("rb") as file:
+    (length,) = struct.unpack("<Q", file.read(8))
+    return 8 + length, json.loads(file.read(length), object_pairs_hook=unique)
+
+
+def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+  """A JSON object without names that stand there twice, one of which would be lost.
+
+  Raises:
+    ValueError: naming one.
+  """
+  found = dict(items)
+  if len(found) < len(items):
+    names = [name for name, _ in items]
+    raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands there twice")
+  return found
+
+
+def _in_file(
+  path: pathlib.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype
+) -> LazyTensor:
+  """Numbers that lie as they are from byte `offset`; the file is open while it is read alone."""
+
+  def load(start: int, inner: tuple[int, ...]) -> np.ndarray:
+    count = math.prod(inner) * dtype.itemsize
+    return np.fromfile(path, np.uint8, count, offset=offset + start).view(dtype).reshape(inner)
+
+  def part(index: Any) -> np.ndarray:
+    """An index of the first axis is read alone, a slice of it in pieces, then cut."""
+    if index == ():
+      return load(0, shape)
+    first, *rest = index if isinstance(index, tuple) else (index,)
+    row = math.prod(shape[1:]) * dtype.itemsize
+    if isinstance(first, int):
+      return load(first * row, shape[1:])[tuple(rest)]
+    start, stop, _ = first.indices(shape[0])
+    inner = np.broadcast_to(np.empty((), dtype), shape[1:])[tuple(rest)].shape
+    out, step = np.empty((stop - start, *inner), dtype), max(1, PART_BYTES // max(row, 1))
+    for i in range(start, stop, step):
+      rows = load(i * row, (min(step, stop - i), *shape[1:]))
+      out[i - start : i - start + step] = rows[(slice(None), *rest)]
+    return out
+
+  return LazyTensor(shape, dtype, lambda: load(0, shape), part)
 
 
 def read_index(path: pathlib.Path) -> dict[str, LazyTensor]:
@@ -98,16 +141,23 @@ def read_index(path: pathlib.Path) -> dict[str, LazyTensor]:
     UserError: if the index is damaged, or a shard or a tensor in it is missing.
   """
   try:
-    weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    text = path.read_text(encoding="utf-8")
+    weight_map = json.loads(text, object_pairs_hook=unique)["weight_map"]
     shards = sorted(set(weight_map.values()))
-    if any(pathlib.PurePath(name).name != name for name in shards):
+    if any(not _is_shard(name) for name in shards):
       raise ValueError("shards must lie beside the index")
-  except (ValueError, LookupError, TypeError, AttributeError) as error:
+  except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(f"{path}: is not the index of a sharded checkpoint: {error}") from None
   opened = {name: open_checkpoint(path.parent / name) for name in shards}
   if lost := [name for name, shard in weight_map.items() if name not in opened[shard]]:
     raise UserError(f"{path}: {lost[0]} is not in {weight_map[lost[0]]}, where the index puts it")
   return {name: opened[shard][name] for name, shard in weight_map.items()}
+
+
+def _is_shard(name: str) -> bool:
+  """A bare file name, of no folder ("..") and of no index, which might name itself."""
+  path = pathlib.PurePath(name)
+  return path.name == name and path.suffix in (".safetensors", ".bin")
 
 
 READERS: dict[str, Callable[[pathlib.Path], dict[str, LazyTensor]]] = {
@@ -171,3 +221,33 @@ def write_safetensors(
   except BaseException:
     pathlib.Path(temporary).unlink(missing_ok=True)
     raise
+
+
+def write_shards(
+  folder: pathlib.Path,
+  specs: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+  pieces: Callable[[str], Iterable[np.ndarray]],
+  shard_bytes: int = SHARD_BYTES,
+) -> Iterator[int]:
+  """Writes `model.safetensors`, or what exceeds `shard_bytes` in shards with their index.
+
+  A tensor is in one shard, in the order of `specs`. Arguments and yields are those of
+  `write_safetensors`; the index appears when all shards are complete.
+  """
+  bytes_of = lambda name: math.prod(specs[name][0]) * specs[name][1].itemsize
+  shards: list[list[str]] = [[]]
+  for name in specs:
+    if shards[-1] and sum(map(bytes_of, [*shards[-1], name])) > shard_bytes:
+      shards.append([])
+    shards[-1].append(name)
+  count, done, weight_map = len(shards), 0, {}
+  for i, names in enumerate(shards, start=1):
+    file = f"model-{i:05}-of-{count:05}.safetensors" if count > 1 else "model.safetensors"
+    part = {name: specs[name] for name in names}
+    for written in write_safetensors(folder / file, part, pieces, metadata={"format": "pt"}):
+      yield done + written
+    done += sum(map(bytes_of, names))
+    weight_map |= dict.fromkeys(names, file)
+  if count > 1:
+    index = {"metadata": {"total_size": done}, "weight_map": weight_map}
+    write_atomic(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")

@@ -8,7 +8,7 @@ import functools
 import pathlib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
@@ -37,6 +37,15 @@ FIELDS = {
   "context_length": "max_position_embeddings",
   "rope.freq_base": "rope_theta",
 }
+TOKENIZER = "tokenizer.ggml."  # what a vocabulary's metadata begin with
+TOKEN_IDS = {
+  "bos_token_id": "bos_token_id",
+  "eos_token_id": "eos_token_id",
+  "padding_token_id": "pad_token_id",
+}
+# Models whose attention logits are scaled by width / heads, by architecture and depth; no
+# field tells it. All other sizes of Gemma 2 and 3 scale by the head's width.
+SCALED_BY_WIDTH = {("gemma2", 46), ("gemma3", 62)}  # 27B
 OUTER = {
   "token_embd": "model.embed_tokens",
   "output_norm": "model.norm",
@@ -63,8 +72,16 @@ GEMMA2_LAYER = LAYER | {
 LAYERS = {"gemma2": GEMMA2_LAYER, "gemma3": GEMMA2_LAYER}  # others: LAYER
 
 
-def read_gguf(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
-  """The config.json and the tensors, by Hugging Face's names, of one GGUF file.
+class GGUF(NamedTuple):
+  """One file: config.json and tensors by Hugging Face's names, the tokenizer's metadata."""
+
+  config: dict[str, Any]
+  tensors: dict[str, LazyTensor]
+  tokenizer: dict[str, Any]
+
+
+def read_gguf(path: pathlib.Path) -> GGUF:
+  """What a GGUF file was converted from; see `gguf_tokenizer` for its vocabulary.
 
   Raises:
     UserError: if the file is damaged or of another architecture, or `gguf` is not installed.
@@ -73,14 +90,19 @@ def read_gguf(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, LazyTensor]
   arch = str(metadata.get("general.architecture", ""))
   model_type = pick(ARCHITECTURES, arch, f"architecture of {path},")
   given = {hf: metadata[f"{arch}.{k}"] for k, hf in FIELDS.items() if f"{arch}.{k}" in metadata}
-  config = {"model_type": model_type, "hidden_act": "silu", **given}
+  tokens = {k.removeprefix(TOKENIZER): x for k, x in metadata.items() if k.startswith(TOKENIZER)}
+  ids = {hf: tokens[k] for k, hf in TOKEN_IDS.items() if k in tokens}
+  config = {"model_type": model_type, "hidden_act": "silu", **given, **ids}
   if f"{arch}.rope.scaling.type" in metadata or "rope_freqs.weight" in tensors:
     raise UserError(f"{path}: scaled rotary frequencies of a GGUF file are not supported")
   config["vocab_size"] = tensors["token_embd.weight"].shape[0]
   config["tie_word_embeddings"] = "output.weight" not in tensors
+  if (arch, config.get("num_hidden_layers")) in SCALED_BY_WIDTH:
+    config["query_pre_attn_scalar"] = config["hidden_size"] // config["num_attention_heads"]
   restore = RESTORE.get(arch, lambda name, tensor, config: tensor)
   layer = LAYERS.get(arch, LAYER)
-  return config, {_hf_name(k, layer): restore(k, x, config) for k, x in tensors.items()}
+  renamed = {_hf_name(k, layer): restore(k, x, config) for k, x in tensors.items()}
+  return GGUF(config, renamed, tokens)
 
 
 def read_raw(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
@@ -91,7 +113,7 @@ def read_raw(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]
     raise UserError(f"{path}: reading GGUF needs: pip install 'medflax[gguf]'") from None
   try:
     reader = gguf.GGUFReader(path)
-    metadata = {key: field.contents() for key, field in reader.fields.items() if _short(field)}
+    metadata = {key: field.contents() for key, field in reader.fields.items()}
   except (ValueError, LookupError, OSError, MemoryError, OverflowError, TypeError) as error:
     raise UserError(f"{path}: is not a GGUF file: {error}") from None
 
@@ -101,10 +123,6 @@ def read_raw(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]
     return LazyTensor(shape, np.dtype(np.float32), read)
 
   return metadata, {tensor.name: lazy(tensor) for tensor in reader.tensors}
-
-
-def _short(field: Any) -> bool:
-  return len(field.data) < 64  # not the vocabulary
 
 
 def _hf_name(name: str, layer: Mapping[str, str]) -> str:

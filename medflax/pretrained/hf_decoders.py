@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from medflax.pretrained.hf_decoders_names import NAMES, as_stored, ignored, mapping
+from medflax.pretrained.hf_decoders_names import NAMES, ignored, mapping
 from medflax.utils import UserError, pick
 
 ACTIVATIONS = {
@@ -335,4 +335,4 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
   "qwen3": _qwen3,
 }
 
-__all__ = ["FAMILIES", "NAMES", "as_stored", "config_from_hf", "ignored", "mapping"]
+__all__ = ["FAMILIES", "NAMES", "config_from_hf", "ignored", "mapping"]

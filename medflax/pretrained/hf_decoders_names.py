@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from medflax.pretrained.mapping import Mapping as Table
@@ -243,20 +243,6 @@ def mapping(model_type: str, lm: Mapping[str, Any], xattn_every: int = 1) -> Tab
           key = f"{names.layer}{names.inner[module]}.{theirs}"
           table[prefix + path] = _tensor(names, lm, path, key, numbers)
   return table
-
-
-def as_stored(table: Table, model_type: str, keys: Collection[str]) -> Table:
-  """The table for a file with those names, which may leave out the prefix of the base model.
-
-  GPT-2's published files do: "h.0.ln_1.weight" for "transformer.h.0.ln_1.weight".
-  """
-  base = pick(NAMES, model_type, "model_type").layer.partition(".")[0] + "."
-  if any(key.startswith(base) for key in keys):
-    return table
-  return {
-    path: dataclasses.replace(tensor, key=tensor.key.removeprefix(base))
-    for path, tensor in table.items()
-  }
 
 
 # Modules that a family names and not every model of it has.

@@ -27,8 +27,11 @@ FAMILIES = {
     head_bias="lm_head.bias",
   ),
 }
-# Buffers, tensors that stand there twice, and the next-sentence head.
-IGNORE = r".*position_ids|.*decoder\.(weight|bias)|cls\.seq_relationship\..*"
+# Buffers, tensors that stand there twice, and heads that a section leaves out.
+IGNORE = (
+  r".*position_ids|.*decoder\.(weight|bias)|cls\.seq_relationship\..*|(bert\.|roberta\.)?pooler\..*"
+  r"|classifier\..*"
+)
 
 
 def config_from_hf(hf: AnyMapping[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,17 @@ class LazyTensor:
 
   Attributes:
     dtype: of what `read` returns.
+    part: reads what an index names and no more, where the format can; None: it cannot.
   """
 
   shape: tuple[int, ...]
   dtype: np.dtype
   read: Callable[[], np.ndarray]
+  part: Callable[[Any], np.ndarray] | None = None
+
+  def __getitem__(self, index: Any) -> Shaped[np.ndarray, "..."]:
+    """A copy of what an index of NumPy's names: an integer, a slice, or a tuple of them."""
+    return self.part(index) if self.part else self.read()[index]
 
   @property
   def nbytes(self) -> int:

@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from collections.abc import Mapping as AnyMapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
 from medflax.utils import UserError
 
+ROWS = 16
 NAMED = 10  # so many names of each kind of mistake are told
 
 
@@ -93,7 +95,7 @@ def check(
   """Compares names and shapes, reading nothing; see `to_ours`.
 
   Raises:
-    UserError: naming what is missing, unexpected or misshapen.
+    UserError: naming what is missing, unexpected, misshapen or no weight.
   """
   wanted = {path: mapping[path] for path in abstract if path in mapping}
   known = {key for tensor in mapping.values() for key in tensor.keys}
@@ -102,6 +104,7 @@ def check(
     "without a counterpart": [path for path in abstract if path not in mapping],
     "unexpected": [k for k in source if k not in known and not re.fullmatch(ignore, k)],
     "misshapen": list(_misshapen(wanted, abstract, source)),
+    "no floating-point numbers": list(_integers(wanted, source)),
   }
   if told := [f"{kind}: {_listed(names)}" for kind, names in wrong.items() if names]:
     raise UserError("the checkpoint does not fit the model; " + "; ".join(told))
@@ -115,7 +118,7 @@ def pieces(
   for key in tensor.keys:
     x = _cut(tensor, np.asarray(source[key]))
     x = x.reshape(tensor.view) if tensor.view else x
-    yield (x.transpose(tensor.axes) if tensor.axes else x).reshape(inner)
+    yield _transposed(x, tensor.axes).reshape(inner)
 
 
 def split(mapping: Mapping) -> dict[str, dict[str, tuple[Tensor, int | None]]]:
@@ -202,6 +205,13 @@ def _misshapen(
         yield f"{key} {tuple(source[key].shape)} for {path} {shape}"
 
 
+def _integers(wanted: Mapping, source: AnyMapping[str, Any]) -> Iterator[str]:
+  for tensor in wanted.values():
+    for key in tensor.keys:
+      if key in source and not jnp.issubdtype(source[key].dtype, jnp.floating):
+        yield f"{key} {source[key].dtype}"
+
+
 def _foreign_shape(tensor: Tensor, inner: tuple[int, ...]) -> tuple[int, ...]:
   """The shape of the cut foreign tensor that makes a leaf (or one layer of it) of shape `inner`."""
   if tensor.shape:
@@ -216,7 +226,21 @@ def _restored(tensor: Tensor, x: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray
   shape = _foreign_shape(tensor, x.shape)
   view = tensor.view or shape
   axes = tensor.axes or tuple(range(len(view)))
-  return x.reshape([view[i] for i in axes]).transpose(np.argsort(axes)).reshape(shape)
+  back = tuple(int(i) for i in np.argsort(axes))
+  return _transposed(x.reshape([view[i] for i in axes]), back).reshape(shape)
+
+
+def _transposed(x: Shaped[np.ndarray, "..."], axes: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
+  """The transpose; of a matrix in C order, which NumPy's copies would write number by number.
+
+  A cache line holds 16 to 32 numbers, so that many rows are transposed at a time.
+  """
+  if axes != (1, 0):
+    return x.transpose(axes) if axes else x
+  out = np.empty(x.shape[::-1], x.dtype)
+  for i in range(0, len(x), ROWS):
+    out[:, i : i + ROWS] = x[i : i + ROWS].T
+  return out
 
 
 def _fused(parts: list[tuple[Tensor, Shaped[np.ndarray, "..."]]]) -> Shaped[np.ndarray, "..."]:

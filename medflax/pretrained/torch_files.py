@@ -9,6 +9,7 @@ and storages that was written before PyTorch 1.6.
 import dataclasses
 import io
 import math
+import mmap
 import pathlib
 import pickletools
 import struct
@@ -75,7 +76,7 @@ def _state_dict(content: Any, path: pathlib.Path) -> dict[str, LazyTensor]:
   if not isinstance(content, dict) or not content:
     raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict")
   for name, value in content.items():
-    if not isinstance(value, LazyTensor):
+    if not isinstance(name, str) or not isinstance(value, LazyTensor):
       raise UserError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor")
   if all(name.startswith("module.") for name in content):
     content = {name.removeprefix("module."): value for name, value in content.items()}
@@ -84,9 +85,14 @@ def _state_dict(content: Any, path: pathlib.Path) -> dict[str, LazyTensor]:
 
 def _read_zip(path: pathlib.Path) -> Any:
   with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-    entries = {name.partition("/")[2]: entry for name, entry in archive.NameToInfo.items()}
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+    listed = archive.infolist()
+    entries = {entry.filename.partition("/")[2]: entry for entry in listed}
+    if len(entries) < len(listed):
+      raise UserError(f"{path}: holds a file twice")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in listed):
       raise UserError(f"{path}: compressed archives are not PyTorch checkpoints")
+    if any(entry.file_size > path.stat().st_size for entry in listed):
+      raise UserError(f"{path}: claims files larger than itself")
     if "data.pkl" not in entries:
       raise UserError(f"{path}: a zip archive without data.pkl is not a PyTorch checkpoint")
     if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
@@ -115,7 +121,8 @@ def _read_legacy(path: pathlib.Path) -> Any:
     return storages.setdefault(key, Storage(path, dtype, size))
 
   length = path.stat().st_size
-  with path.open("rb") as file:
+  # Mapped, so that a string that claims to be longer than the file takes no memory.
+  with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file:
     if unpickle(file, persistent, path) != LEGACY_MAGIC:
       raise UserError(f"{path}: is a pickle but not a PyTorch checkpoint")
     unpickle(file, persistent, path)  # the protocol's version
@@ -201,7 +208,12 @@ class _Machine:
   def update(self, items: list[Any]) -> None:
     if not isinstance(self.stack[-1], dict):
       raise TypeError("the pickle sets items of something that is no dict")
-    self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+    for key, value in zip(items[::2], items[1::2], strict=True):
+      if not isinstance(key, str | int):
+        raise TypeError(f"the pickle names something by a {type(key).__name__}")
+      if key in self.stack[-1]:
+        raise ValueError(f"{key!r} stands there twice")
+      self.stack[-1][key] = value
 
 
 LITERALS = {
@@ -240,7 +252,7 @@ OPCODES: dict[str, Callable[[_Machine, Any], Any]] = {
 
 
 def unpickle(
-  file: io.BufferedIOBase, persistent: Callable[..., Storage], path: pathlib.Path
+  file: io.BytesIO | mmap.mmap, persistent: Callable[..., Storage], path: pathlib.Path
 ) -> Any:
   """What one pickle says, made of dicts, lists, tuples, numbers, strings and lazy tensors.
 

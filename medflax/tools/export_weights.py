@@ -1,90 +1,187 @@
-"""Writes imported weights back under the names and in the layout they came in.
+"""Writes weights, imported or trained, under the names and in the layout they came in.
 
 python -m medflax.tools.export_weights IMPORTED --to DIR
+python -m medflax.tools.export_weights WORKDIR --step 600 --to DIR
+python -m medflax.tools.export_weights WORKDIR --adapter --to DIR
 
-IMPORTED is a folder that `medflax.tools.import_weights` has written. DIR gets
-`model.safetensors` and, of a Hugging Face model, its config.json: transformers loads them.
+IMPORTED is a folder that `medflax.tools.import_weights` has written, WORKDIR a run that started
+from one (`config.init`). DIR gets `model.safetensors`, in shards if it exceeds 5 GB, and of a
+Hugging Face model its config.json and tokenizer: transformers loads them. LoRA is added to the
+weights; `--adapter` writes adapters alone, as the peft library does. Rows of tokens that the
+import added are left out, as is what the format has no place for: its leaves are listed.
 """
 
 import argparse
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import safetensors
 import tqdm
 
+from medflax import peft
+from medflax.checkpoint import read_state
 from medflax.pretrained import load_weights
-from medflax.pretrained.files import write_safetensors
+from medflax.pretrained.checkpoint import read_json
+from medflax.pretrained.files import SHARD_BYTES, write_shards
 from medflax.pretrained.lazy import LazyTensor
 from medflax.pretrained.mapping import Tensor, split, their_shape, to_theirs
-from medflax.pretrained.sources import read_json, table
-from medflax.tools.import_weights import ORIGIN, WEIGHTS
+from medflax.pretrained.peft_files import write_adapter
+from medflax.pretrained.sources import table
+from medflax.tools.evaluate import find_step, load_config
+from medflax.tools.import_weights import ORIGIN, TOKENIZER, WEIGHTS
 from medflax.utils import UserError, write_atomic
 
-MODEL, CONFIG = "model.safetensors", "config.json"
+CONFIG = "config.json"
+Weights = Mapping[str, LazyTensor]
 Parts = Mapping[str, tuple[Tensor, int | None]]
 
 
-def export_weights(folder: pathlib.Path, to: pathlib.Path, *, progress: bool = True) -> None:
+def read_weights(folder: pathlib.Path, step: int | None = None) -> tuple[Weights, pathlib.Path]:
+  """The leaves of an import or of a run, and the import's folder.
+
+  Args:
+    step: of the run's checkpoint; None: the newest. The moving average goes before.
+
+  Raises:
+    UserError: if `folder` is neither, or the run did not start from an import.
+  """
+  if (folder / ORIGIN).exists():
+    return load_weights(folder / WEIGHTS), folder
+  config = load_config(folder)
+  imported = pathlib.Path(config.init).parent
+  if not config.init or not (imported / ORIGIN).exists():
+    raise UserError(f"{folder}: config.init = {config.init!r} is no import, which has {ORIGIN}")
+  state = read_state(folder / "checkpoints", find_step(folder / "checkpoints", step))
+  found: dict[str, LazyTensor] = {}
+  for part in ("frozen/", "trainable/", "ema/"):
+    arrays = {k.removeprefix(part): x for k, x in state.items() if k.startswith(part)}
+    found |= {path: _in_memory(x) for path, x in arrays.items()}
+  return found, imported
+
+
+def _in_memory(x: np.ndarray) -> LazyTensor:
+  return LazyTensor(x.shape, x.dtype, lambda: x, lambda index: np.asarray(x[index]))
+
+
+def export_weights(
+  ours: Weights,
+  imported: pathlib.Path,
+  to: pathlib.Path,
+  *,
+  shard_bytes: int = SHARD_BYTES,
+  progress: bool = True,
+) -> list[str]:
   """Writes a foreign checkpoint tensor by tensor, from single layers of ours.
 
   Args:
-    folder: an import.
+    ours: leaves by path, see `read_weights`.
+    imported: the import that says what the checkpoint looks like.
     to: must not hold a checkpoint yet.
 
+  Returns:
+    The paths of leaves that the checkpoint has no place for.
+
   Raises:
-    UserError: if `folder` is no import, or there is a checkpoint in `to`.
+    UserError: if nothing fits, or there is a checkpoint in `to`.
   """
-  if (to / MODEL).exists():
-    raise UserError(f"{to / MODEL} exists; remove it or choose another folder")
-  origin, ours = read_json(folder / ORIGIN), load_weights(folder / WEIGHTS)
+  if there := sorted(to.glob("model*.safetensors")):
+    raise UserError(f"{there[0]} exists; remove it or choose another folder")
+  origin, ours = read_json(imported / ORIGIN), _merged(ours)
   mapping = {path: tensor for path, tensor in table(origin).items() if path in ours}
   if not mapping:
-    raise UserError(f"{folder / WEIGHTS} has none of the leaves that {ORIGIN} tells of")
+    raise UserError(f"there are none of the leaves that {imported / ORIGIN} tells of")
   theirs = split(mapping)
   specs = {key: _spec(parts, ours) for key, parts in theirs.items()}
+  for key, rows in origin.get("rows", {}).items():
+    (_, *inner), dtype = specs[key]
+    specs[key] = (rows, *inner), dtype
 
   def pieces(key: str) -> Iterator[np.ndarray]:
     parts = theirs[key]
-    layers = {path: _layer(folder / WEIGHTS, path, layer) for path, (_, layer) in parts.items()}
-    yield to_theirs({path: tensor for path, (tensor, _) in parts.items()}, layers)[key]
+    layers = {p: ours[p][() if layer is None else layer] for p, (_, layer) in parts.items()}
+    whole = to_theirs({path: tensor for path, (tensor, _) in parts.items()}, layers)[key]
+    yield whole[: specs[key][0][0]] if whole.ndim else whole
 
   total = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in specs.values())
   with tqdm.tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
-    for written in write_safetensors(to / MODEL, specs, pieces, metadata={"format": "pt"}):
+    for written in write_shards(to, specs, pieces, shard_bytes):
       bar.update(written - bar.n)
   if "config" in origin:
     write_atomic(to / CONFIG, json.dumps(origin["config"], indent=2) + "\n")
+  for file in sorted((imported / TOKENIZER).glob("*")):
+    write_atomic(to / file.name, file.read_bytes())
+  return sorted(ours.keys() - mapping.keys())
 
 
-def _spec(parts: Parts, ours: Mapping[str, LazyTensor]) -> tuple[tuple[int, ...], np.dtype]:
+def export_adapter(ours: Weights, imported: pathlib.Path, to: pathlib.Path) -> None:
+  """Writes the adapters among the leaves as the peft library does.
+
+  Raises:
+    UserError: if there is none, or peft's files cannot hold it.
+  """
+  origin = read_json(imported / ORIGIN)
+  adapters = {path: np.asarray(x) for path, x in peft.adapters(dict(ours)).items()}
+  if not adapters:
+    raise UserError("there is no adapter among the weights; leave out --adapter")
+  if (to / "adapter_config.json").exists():
+    raise UserError(f"{to} holds an adapter; remove it or choose another folder")
+  name = origin.get("config", {}).get("_name_or_path") or ""
+  write_adapter(to, adapters, table(origin), base_model=name)
+
+
+def _merged(ours: Weights) -> dict[str, LazyTensor]:
+  """The leaves with LoRA added to their kernels, each as it is read."""
+  base = {path: x for path, x in ours.items() if not re.fullmatch(peft.MERGED, path)}
+  for path in ours:
+    if path.endswith("/lora_a"):
+      module = path.removesuffix("lora_a")
+      base[f"{module}kernel"] = _with_lora(ours, module)
+  return base
+
+
+def _with_lora(ours: Weights, module: str) -> LazyTensor:
+  names = [f"{module}{leaf}" for leaf in ("kernel", "lora_a", "lora_b", "lora_scale")]
+  kernel = ours[names[0]]
+
+  def part(index: Any) -> np.ndarray:
+    merged = peft.merge({name: ours[name][index] for name in names})
+    return np.asarray(merged[names[0]])
+
+  return LazyTensor(kernel.shape, kernel.dtype, lambda: part(()), part)
+
+
+def _spec(parts: Parts, ours: Weights) -> tuple[tuple[int, ...], np.dtype]:
   shape = lambda path, layer: ours[path].shape[0 if layer is None else 1 :]
   whole = their_shape({p: (tensor, shape(p, layer)) for p, (tensor, layer) in parts.items()})
   return whole, ours[next(iter(parts))].dtype
 
 
-def _layer(file: pathlib.Path, path: str, layer: int | None) -> np.ndarray:
-  with safetensors.safe_open(file, "numpy") as weights:
-    return weights.get_tensor(path) if layer is None else weights.get_slice(path)[layer]
-
-
 def main(argv: Sequence[str]) -> int:
   """Returns the exit status: 0, or 2 after one line on stderr about the user's mistake."""
   parser = argparse.ArgumentParser(
-    prog="python -m medflax.tools.export_weights", description="Writes imported weights back."
+    prog="python -m medflax.tools.export_weights", description="Writes weights for other libraries."
   )
-  parser.add_argument("folder", type=pathlib.Path, help="what import_weights has written")
+  parser.add_argument("folder", type=pathlib.Path, help="an import, or a run's workdir")
   parser.add_argument("--to", type=pathlib.Path, required=True, help="the folder to write")
+  parser.add_argument("--step", type=int, help="of a run; default: its newest checkpoint")
+  parser.add_argument("--adapter", action="store_true", help="the adapters alone, as peft's")
   flags = parser.parse_args(argv)
   try:
-    export_weights(flags.folder, flags.to)
+    ours, imported = read_weights(flags.folder, flags.step)
+    if flags.adapter:
+      export_adapter(ours, imported, flags.to)
+    else:
+      left = export_weights(ours, imported, flags.to)
+      if left:
+        print(f"no place for {len(left)} leaves: {', '.join(left)}")
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
-  print(flags.to / MODEL)
+  print(flags.to)
   return 0
 
 

@@ -5,35 +5,33 @@ python -m medflax.tools.import_weights med_flamingo model.pt \
   --lm LLAMA_FOLDER --vision open_clip_model.safetensors --to DIR
 
 Nothing of the checkpoint is executed, and no more than a layer's tensor is in memory at a time.
-DIR gets `weights.safetensors`, `config.json` (sections of `config.model`) and `origin.json`,
+DIR gets `weights.safetensors`, `config.json` (sections of `config.model`), the checkpoint's
+`tokenizer` if it has one, `peft.json` (sections of `config.peft`) of an adapter, and `origin.json`,
 by which `medflax.tools.export_weights` writes the checkpoint back.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-import flax
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from flax import traverse_util
 
-from medflax.models import LANGUAGE_MODELS, VISION_TOWERS, build_model
-from medflax.models.fusion.gated_xattn import GatedXattn
-from medflax.models.language.encoder import Encoder
+from medflax.pretrained.added_tokens import add_tokens
+from medflax.pretrained.checkpoint import Checkpoint, Options
 from medflax.pretrained.files import write_safetensors
+from medflax.pretrained.leaves import abstract_leaves
 from medflax.pretrained.mapping import check, pieces
-from medflax.pretrained.sources import SOURCES, Checkpoint, Options
+from medflax.pretrained.peft_files import read_adapter, sections
+from medflax.pretrained.sources import SOURCES
 from medflax.utils import UserError, pick, write_atomic
 
 WEIGHTS, CONFIG, ORIGIN = "weights.safetensors", "config.json", "origin.json"
-WHOLE = ("connector", "fusion", "lm", "tower")
+TOKENIZER, PEFT = "tokenizer", "peft.json"
 DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
 
 
@@ -51,80 +49,39 @@ def import_weights(
   """
   if (folder / WEIGHTS).exists():
     raise UserError(f"{folder / WEIGHTS} exists; remove it or choose another folder")
-  leaves = abstract_leaves(checkpoint.sections, checkpoint.origin.get("xattn_every", 1))
+  leaves = abstract_leaves(checkpoint.sections, **checkpoint.beside)
   check(checkpoint.mapping, leaves, checkpoint.tensors, ignore=checkpoint.ignore)
   target = np.dtype(pick(DTYPES, dtype, "dtype")) if dtype else None
   source = lambda path: checkpoint.tensors[checkpoint.mapping[path].keys[0]].dtype
   specs = {path: (tuple(leaf.shape), target or source(path)) for path, leaf in leaves.items()}
+  specs |= {path: (leaf.shape, leaf.dtype) for path, leaf in checkpoint.adapters.items()}
   total = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in specs.values())
-  read = lambda path: pieces(checkpoint.mapping[path], leaves[path].shape, checkpoint.tensors)
+
+  def read(path: str) -> Iterable[np.ndarray]:
+    if path in checkpoint.adapters:
+      return [checkpoint.adapters[path]]
+    return pieces(checkpoint.mapping[path], leaves[path].shape, checkpoint.tensors)
+
   with tqdm.tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
     for written in write_safetensors(folder / WEIGHTS, specs, read):
       bar.update(written - bar.n)
   write_atomic(folder / CONFIG, json.dumps(checkpoint.sections, indent=2) + "\n")
+  if checkpoint.adapters:
+    write_atomic(folder / PEFT, json.dumps(sections(checkpoint.adapters), indent=2) + "\n")
+  for name, content in checkpoint.tokenizer.items():
+    write_atomic(folder / TOKENIZER / name, content)
   write_atomic(folder / ORIGIN, json.dumps(checkpoint.origin, indent=2) + "\n")
 
 
-def abstract_leaves(
-  sections: Mapping[str, Mapping[str, Any]], xattn_every: int = 1
-) -> dict[str, jax.ShapeDtypeStruct]:
-  """The leaves by path of the whole model, or of each part by itself; none is computed.
+def with_adapter(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
+  """The checkpoint with an adapter that the peft library has trained on it.
 
-  Args:
-    xattn_every: how a language model by itself is grouped for the fusion it will have.
+  Raises:
+    UserError: if the adapter is of another model or of a kind that is not known.
   """
-  if set(WHOLE) <= set(sections):
-    return _leaves("", _vlm(sections))
-  found: dict[str, jax.ShapeDtypeStruct] = {}
-  for part, section in sections.items():
-    found |= _leaves(f"{part}/", pick(PARTS, part, "part")(section, xattn_every))
-  return {path: leaf for path, leaf in found.items() if not path.startswith("lm/groups/xattn/")}
-
-
-def _leaves(prefix: str, init: Any) -> dict[str, jax.ShapeDtypeStruct]:
-  tree = nn.unbox(jax.eval_shape(init, jax.random.key(0)))["params"]
-  flat: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
-  return {f"{prefix}{path}": leaf for path, leaf in flat.items()}
-
-
-def _vlm(sections: Mapping[str, Any]) -> Any:
-  model = build_model(flax.core.freeze({"dtype": "float32", "remat": "none", **sections}))
-  media = {kind: x[:, None] for kind, x in _media(sections["tower"]).items()}
-  tokens, ordinal = jnp.zeros((1, 2), jnp.int32), dict.fromkeys(media, jnp.ones((1, 1), jnp.int32))
-  return lambda key: model.init(key, media, tokens, tokens, media_ordinal=ordinal)
-
-
-def _tower(section: Mapping[str, Any], _: int) -> Any:
-  model = VISION_TOWERS[section["type"]](**_fields(section))
-
-  def init(key: jax.Array) -> Any:
-    params: dict[str, Any] = {}
-    for kind, x in _media(section).items():
-      params |= model.init(key, x, kind)["params"]
-    return {"params": params}
-
-  return init
-
-
-def _lm(section: Mapping[str, Any], xattn_every: int) -> Any:
-  tokens, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2, 2), bool)
-  if section["type"] == "encoder":
-    return lambda key: Encoder(**_fields(section)).init(key, tokens, tokens, mask)
-  fusion = GatedXattn(xattn_every) if xattn_every > 1 else None
-  model = LANGUAGE_MODELS[section["type"]](**_fields(section), fusion=fusion)
-  return lambda key: model.init(key, tokens, tokens, mask, None, None)
-
-
-PARTS = {"tower": _tower, "lm": _lm}
-
-
-def _media(tower: Mapping[str, Any]) -> dict[str, jax.Array]:
-  shapes = {k: (*spec["size"], spec["channels"]) for k, spec in tower["inputs"].items()}
-  return {kind: jnp.zeros((1, *shape), jnp.uint8) for kind, shape in shapes.items()}
-
-
-def _fields(section: Mapping[str, Any]) -> dict[str, Any]:
-  return {name: x for name, x in flax.core.freeze(section).items() if name != "type"}
+  leaves = abstract_leaves(checkpoint.sections, **checkpoint.beside)
+  adapters = read_adapter(folder, checkpoint.mapping, leaves)
+  return dataclasses.replace(checkpoint, adapters=adapters)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -141,15 +98,30 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument(
     "--xattn-every", type=int, default=1, help="of the fusion that a language model will have"
   )
+  parser.add_argument(
+    "--add-tokens", type=int, default=0, help="so many rows for new tokens, the mean of the others"
+  )
+  parser.add_argument("--adapter", type=pathlib.Path, help="a folder of the peft library's")
   flags = parser.parse_args(argv)
   options = Options(lm=flags.lm, vision=flags.vision, xattn_every=flags.xattn_every)
   try:
-    checkpoint = pick(SOURCES, flags.source, "source")(flags.path, options)
+    checkpoint = pick(SOURCES, flags.source, "source").open(flags.path, options)
+    if flags.add_tokens:
+      checkpoint = add_tokens(checkpoint, flags.add_tokens)
+    if flags.adapter:
+      checkpoint = with_adapter(checkpoint, flags.adapter)
     import_weights(checkpoint, flags.to, flags.dtype)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
+  if flags.add_tokens:
+    size = checkpoint.sections["lm"]["vocab_size"]
+    print(f"the last {flags.add_tokens} of {size} tokens are new, their rows the others' mean")
   print(f"{flags.to / WEIGHTS}: set config.init to it, and config.model as in {CONFIG}")
+  if checkpoint.adapters:
+    print(f"{flags.to / PEFT}: set config.peft as in it")
+  if checkpoint.tokenizer:
+    print(f"{flags.to / TOKENIZER}: set config.tokenizer.path to it")
   return 0
 
 

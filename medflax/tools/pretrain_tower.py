@@ -12,7 +12,6 @@ side, size and count readable, with a lesser weight. Both are thrown away.
 import argparse
 import time
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -74,7 +73,7 @@ def pretrain(
 ) -> dict[str, np.ndarray]:
   """Trains and returns the flat weights of tower and connector, in float16."""
   dataset = DATASETS["phantom"](config.data, config.seed)
-  model = build_model(flax.core.freeze(config.model.to_dict()))
+  model = build_model(config.model.to_dict())
   probe = nn.Dense(sum(len(names) for names in ATTRIBUTES.values()))
 
   unit = lambda x: x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-3)

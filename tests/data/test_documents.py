@@ -15,6 +15,7 @@ from medflax.data.documents import (
   Text,
   episode_document,
 )
+from medflax.utils import UserError
 
 PICTURE = Media(np.zeros((2, 2, 3), np.uint8))
 
@@ -60,3 +61,48 @@ def test_targets_change_nothing_but_the_loss(targets):
   assert not any(s.loss for s in prompt.segments if isinstance(s, Text | Special))
   assert bare(prompt) == bare(everything)[:-2]
   assert bare(everything)[-1] == END_OF_CHUNK
+
+
+def written(prompt, media=(PICTURE, PICTURE), **meta):
+  """The segments of a sample of two pictures: texts, tokens' names and "@" for media."""
+  source = Source("toy", "1", "train")
+  query = Sample("s1", media, "which {x}?", "left", source, meta=meta)
+  segments = episode_document(Episode(query), prompt).segments
+  return [getattr(s, "text", getattr(s, "token", "@")) for s in segments]
+
+
+@pytest.mark.parametrize(
+  ("fields", "want"),
+  [
+    ({}, ["@", "@", "Question: which {x}? Answer:", " left", END_OF_CHUNK]),
+    (
+      dict(question="q: {question} context:{media}answer ", answer="{answer}", end="</s>"),
+      ["q: which {x}? context:", "@", "@", "answer ", "left", "</s>"],
+    ),
+    (
+      dict(media="{<image>}{media}{</image>}", question="{question}{media}", end=""),
+      ["which {x}?", *2 * ["<image>", "@", "</image>"], " left"],
+    ),
+    (
+      dict(media="", question="{<s>}{caption}: {question}", end=""),
+      ["<s>", "a dot, 3 mm: which {x}?", " left"],
+    ),
+  ],
+)
+def test_a_prompt_says_where_media_and_special_tokens_stand(fields, want):
+  assert written(Prompt(**fields), caption="a dot, 3 mm") == want
+
+
+def test_a_field_that_the_record_lacks_is_named():
+  with pytest.raises(UserError, match=r"prompt\.question has \{caption\}, .* sample 's1' lacks"):
+    written(Prompt(question="{caption}"))
+
+
+def test_a_template_that_is_none_is_refused():
+  with pytest.raises(UserError, match=r"^prompt\.answer = '\{answer': "):
+    Prompt(answer="{answer")
+
+
+def test_the_opening_is_the_first_text_of_a_sample():
+  assert Prompt(question="{media}{<s>} Q: {question} A:").opening == "Q:"
+  assert Prompt(question="{question}{media}").opening == ""

@@ -207,7 +207,58 @@ def test_left_padded_prompts_end_together():
 
 
 def test_text_only_documents_have_no_media_arrays():
-  doc = Document((Text("what is a tumour?"),), SOURCE)
-  batch = collate([[encode(doc, "next_image", bos=False)]], RowShape(10, {}), pad_id=0)
+  doc = Document((Text("what is a tumour?"),), SOURCE, bos=False)
+  batch = collate([[encode(doc, "next_image")]], RowShape(10, {}), pad_id=0)
   assert not any(key.startswith("media/") for key in batch)
   assert not batch["media_index"].any()
+
+
+@given(
+  images=st.lists(st.integers(0, 2), min_size=1, max_size=3),
+  media_tokens=st.integers(1, 3),
+  rule=st.sampled_from(sorted(MEDIA_RULES)),
+)
+def test_inline_media_have_their_own_places(images, media_tokens, rule):
+  *support, query = (sample("left", media=(PICTURE,) * n) for n in images)
+  prompt = Prompt(question="where {question}{media}?")
+  doc = episode_document(Episode(query, tuple(support)), prompt)
+  encoded = encode(doc, rule, media_tokens=media_tokens)
+  soft = encoded["soft_index"] > 0
+  ordinals = np.repeat(np.arange(1, sum(images) + 1), media_tokens)
+  assert encoded["media_index"][soft].tolist() == ordinals.tolist()
+  assert encoded["media_first"][soft].tolist() == ordinals.tolist()
+  places = np.tile(np.arange(1, media_tokens + 1), sum(images))
+  assert encoded["soft_index"][soft].tolist() == places.tolist()
+  assert not encoded["loss_mask"][soft].any()
+  # What is left is the text around them.
+  bare = encode(doc, rule, media_mark="")
+  assert encoded["tokens"][~soft].tolist() == bare["tokens"].tolist()
+
+
+def test_a_sample_is_dropped_whole_wherever_its_media_stand():
+  prompt = Prompt(question="q: {question} context:{media}answer", end="")
+  whole = episode_document(Episode(sample("left"), (sample("right", question="why?"),)), prompt)
+  cut = encode(whole, media_tokens=2, max_media={"image": 1})
+  alone = encode(episode_document(Episode(sample("left")), prompt), media_tokens=2)
+  assert cut["tokens"].tolist() == alone["tokens"].tolist()
+  assert cut["soft_index"].tolist() == alone["soft_index"].tolist()
+  assert cut["dropped_chunks"] == 1
+
+
+def test_without_a_mark_every_token_may_see_all_media():
+  encoded = encode(document("left", "right"), media_mark="")
+  assert TOKENIZER.special_id("<image>") not in encoded["tokens"]
+  assert set(encoded["media_index"].tolist()) == {2}
+  assert set(encoded["media_first"].tolist()) == {1}
+  assert not encode(Document((Text("a"),), SOURCE), media_mark="")["media_first"].any()
+
+
+def test_batches_of_inline_media_have_their_places():
+  encoded = encode(document("left"), media_tokens=2)
+  shape = RowShape(20, {"image": (1, 2, 2, 3)}, inline=True)
+  batch = collate([[encoded]], shape, pad_id=0, left_pad=True)
+  assert (
+    batch["soft_index"][0, -len(encoded["tokens"]) :].tolist() == encoded["soft_index"].tolist()
+  )
+  assert batch["soft_index"].dtype == np.int32
+  assert "soft_index" not in collate([[encoded]], RowShape(20, {"image": (1, 2, 2, 3)}), pad_id=0)

@@ -193,6 +193,7 @@ def test_answers_agree_with_what_is_drawn():
     assert number.get(sample.answer, sample.answer) == meta[kind]
     report = PHANTOMS.episodes("report", "train", 0)[i].query
     words = report.answer.lower()
+    assert report.answer == report.meta["caption"]
     assert words.startswith(report.meta["modality"].lower())
     assert str(report.meta["side"]) in words and str(report.meta["size"]) in words
     rationale = PHANTOMS.episodes("rationale", "train", 0)[i].query

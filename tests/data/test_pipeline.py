@@ -72,6 +72,8 @@ def make_config(workers=0, batch_size=4, max_tokens=48, **train):
     "train": train,
     "max_tokens": max_tokens,
     "max_media": {"image": 5, "volume": 0},
+    "media_mark": "<image>",
+    "media_tokens": 0,
     "media_rule": "prev_image",
     "num_workers": workers,
     "packing_bins": 6,

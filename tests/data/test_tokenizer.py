@@ -22,7 +22,8 @@ TEXT = st.text() | st.lists(st.sampled_from([*SHIPPED_SPECIALS, " ", "a"])).map(
 
 def test_special_ids_never_change():
   t = TOKENIZER
-  assert (t.pad_id, t.bos_id, t.eos_id, t.image_id, t.end_of_chunk_id) == (0, 1, 2, 3, 4)
+  assert (t.pad_id, t.bos_id, t.eos_id) == (0, 1, 2)
+  assert [t.special_id(name) for name in (IMAGE_TOKEN, END_OF_CHUNK)] == [3, 4]
   assert t.vocab_size == VOCAB_SIZE
 
 
@@ -100,12 +101,24 @@ def llama_like_folder(path, **special_tokens):
 
 def test_openflamingo_ids_are_added_to_a_tokenizer_of_llama_size(tmp_path):
   t = load_tokenizer(llama_like_folder(tmp_path / "llama"))
-  assert (t.end_of_chunk_id, t.image_id, t.pad_id) == (32000, 32001, 32002)
+  added = (END_OF_CHUNK, IMAGE_TOKEN)
+  assert [*map(t.special_id, added), t.pad_id] == [32000, 32001, 32002]
   assert (t.bos_id, t.eos_id, t.vocab_size) == (1, 2, 32003)
   text = f"where is <s> the{IMAGE_TOKEN}{END_OF_CHUNK} lesion?"
   assert t.decode(t.encode(text)) == text
   assert not {1, 2, 32000, 32001, 32002} & set(t.encode(text))
   assert pickle.loads(pickle.dumps(t)).encode(text) == t.encode(text)
+
+
+def test_a_folders_tokenizer_gets_the_special_tokens_that_are_asked_for(tmp_path):
+  folder = llama_like_folder(tmp_path / "llama")
+  t = load_tokenizer(folder, add=("<image>", "</image>", "<s>"), pad="<unk>")
+  ids = [t.special_id(token) for token in ("<image>", "</image>", "<s>", "<unk>")]
+  assert ids == [32000, 32001, 1, t.pad_id]
+  assert t.vocab_size == 32002
+  assert pickle.loads(pickle.dumps(t)).special_id("</image>") == 32001
+  with pytest.raises(UserError, match=r"no special token .<\|endofchunk\|>"):
+    t.special_id(END_OF_CHUNK)
 
 
 def test_an_existing_padding_token_is_kept(tmp_path):

@@ -1,6 +1,7 @@
 """An oracle in place of a model, and a data set it can answer."""
 
 import types
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ class Oracle(nn.Module):
 
   Its one parameter is the table of answers, [class, token].
   """
+
+  shift: ClassVar[int] = 1
+  hide = staticmethod(lambda batch: batch)
 
   def setup(self):
     self.answers = self.param("answers", nn.initializers.zeros, (len(ANSWERS), MAX_ANSWER))
@@ -106,7 +110,7 @@ def tokenizer():
 def params(tokenizer):
   table = np.full((len(ANSWERS), MAX_ANSWER), tokenizer.pad_id)
   for row, answer in zip(table, ANSWERS, strict=True):
-    tokens = [*tokenizer.encode(f" {answer}"), tokenizer.end_of_chunk_id]
+    tokens = [*tokenizer.encode(f" {answer}"), tokenizer.special_id("<|endofchunk|>")]
     row[: len(tokens)] = tokens
   return {"answers": table}
 
@@ -119,7 +123,9 @@ def make_context(tokenizer, tmp_path):
       tokenizer=tokenizer,
       dataset=dataset,
       prompt=Prompt(),
-      data_config=types.SimpleNamespace(media_rule="prev_image"),
+      data_config=types.SimpleNamespace(
+        media_rule="prev_image", media_mark="<image>", media_tokens=0
+      ),
       seed=0,
       workdir=tmp_path,
       mesh=None,

@@ -37,7 +37,10 @@ class Arrays(collections.UserDict):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """`<folder>/<variant>.{safetensors,npz,json}`, and `.config.json` where there is one."""
+  """`<folder>/<variant>.{safetensors,npz,json}`, and `.config.json` where there is one.
+
+  A case without arrays has its outputs in the JSON file.
+  """
 
   folder: pathlib.Path
   variant: str
@@ -51,6 +54,9 @@ class Case:
 
   @functools.cached_property
   def arrays(self) -> Arrays:
+    if not self.path(".npz").exists():  # all in the JSON file, whose texts are notes
+      content = json.loads(self.path(".json").read_text())
+      return Arrays({f"out.{name}": x for name, x in content.items() if not isinstance(x, str)})
     with np.load(self.path(".npz")) as arrays:
       return Arrays(dict(arrays))
 

@@ -1,5 +1,6 @@
 """Causal language models of Hugging Face."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import jax
@@ -20,17 +21,20 @@ from tests.golden_cases.base import (
   same_tokens,
 )
 
+BFLOAT16_TOLERANCE = 2e-2
+
 
 def decoder(case: Case) -> Iterator[Result]:
   lm, kind, arrays = hf_decoders.config_from_hf(case.hf), case.hf["model_type"], case.arrays
-  model = Decoder(**{name: value for name, value in lm.items() if name != "type"})
+  fields = {name: value for name, value in lm.items() if name != "type"}
+  model = Decoder(**fields)
   one, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2, 2), bool)
   abstract = abstract_leaves(model, one, one, mask, None, None)
   ignore = hf_decoders.ignored(kind, lm)
   params = import_weights(hf_decoders.mapping(kind, lm), abstract, case.weights, ignore)
 
   @jax.jit
-  def whole(tokens, seen):
+  def whole(params, tokens, seen):
     slots = jnp.arange(tokens.shape[1])
     positions = jnp.maximum(jnp.cumsum(seen, axis=1) - 1, 0)
     inside = causal_mask(slots, seen, slots, seen)
@@ -45,12 +49,12 @@ def decoder(case: Case) -> Iterator[Result]:
     return model.apply(params, token, place, inside, None, None, cache=cache, index=index)
 
   ids = arrays["in.ids"]
-  logits, _ = whole(ids, np.ones_like(ids))
+  logits, _ = whole(params, ids, np.ones_like(ids))
   yield compare("logits", logits, arrays["out.logits"])
   yield compare("loss", next_token_loss(logits, ids), arrays["out.loss"])
   for side in ("right", "left"):
     seen = arrays[f"in.{side}_mask"]
-    logits, cache = whole(arrays[f"in.{side}_ids"], seen)
+    logits, cache = whole(params, arrays[f"in.{side}_ids"], seen)
     # With positions from the mask, where the peer's forward would count the padding.
     want = arrays.get(f"out.{side}_logits_maskpos", arrays[f"out.{side}_logits"])
     yield compare(f"logits, {side}-padded", logits, want, seen > 0)
@@ -65,6 +69,19 @@ def decoder(case: Case) -> Iterator[Result]:
   tokens, logits = np.concatenate(made, axis=1), np.concatenate(scores, axis=1)
   yield same_tokens(f"{new} greedy tokens, left-padded", tokens, arrays["out.greedy_ids"][:, -new:])
   yield compare("logits of every step", logits, arrays["out.greedy_scores"])
+  rounded = jax.tree.map(lambda x: np.asarray(x, jnp.bfloat16).astype(x.dtype), params)
+  alone = compare("", whole(rounded, ids, np.ones_like(ids))[0], arrays["out.logits"]).error
+  yield in_bfloat16(Decoder(**fields, dtype=jnp.bfloat16), params, ids, arrays["out.logits"], alone)
+
+
+def in_bfloat16(model, params, ids, want, alone: float) -> Result:
+  """Logits computed in bfloat16; `alone` is the error of rounding the weights and nothing else."""
+  slots, seen = jnp.arange(ids.shape[1]), jnp.ones_like(ids)
+  inside = causal_mask(slots, seen, slots, seen)
+  positions = jnp.broadcast_to(slots, ids.shape)
+  logits, _ = jax.jit(model.apply)(params, ids, positions, inside, None, None)
+  result = compare(f"logits in bfloat16 (weights alone {alone:.1e})", logits, want)
+  return dataclasses.replace(result, tolerance=BFLOAT16_TOLERANCE)
 
 
 CHECKS: dict[str, Check] = {"hf_decoders": decoder}

@@ -142,11 +142,25 @@ def radfm_tower(case: Case) -> Iterator[Result]:
     x = jnp.asarray(case.arrays[f"in.{name}"]).transpose(0, 4, 2, 3, 1)  # from [b, c, h, w, d]
     section = radfm_vision.config_from_radfm(case.config, volume_size=x.shape[1:4])
     table = radfm_vision.mapping(section, prefix="")
-    y = encode(section, table, case.weights, "", x, "volume")
+    model = build(VISION_TOWERS, section)
+    params = import_weights(table, abstract_leaves(model, x, "volume"), case.weights)
+    y, positions = _with_positions(model, params, x)
     patch = section["inputs"]["volume"]["patch"]
     grid = [s // p for s, p in zip(x.shape[1:4], patch, strict=True)]
-    y = y.reshape(len(x), *grid, -1).transpose(0, 2, 3, 1, 4).reshape(y.shape)
-    yield compare(f"y_{name}", y, case.arrays[f"out.y_{name}"])
+    for what, tokens in (("y", y), ("pos", jnp.broadcast_to(positions, y.shape))):
+      tokens = tokens.reshape(len(x), *grid, -1).transpose(0, 2, 3, 1, 4).reshape(y.shape)
+      yield compare(f"{what}_{name}", tokens, case.arrays[f"out.{what}_{name}"])
+
+
+def _with_positions(model, params, x):
+  """A tower's tokens, and what it added to them for their places."""
+  places = lambda _, method: method == "_axis_tables"
+  run = lambda params, x: model.apply(
+    params, x, "volume", capture_intermediates=places, mutable=["intermediates"]
+  )
+  y, state = jax.jit(run, compiler_options=QUICK)(params, x)
+  [positions] = jax.tree.leaves(state)
+  return y, positions
 
 
 def radfm_connector(case: Case) -> Iterator[Result]:
@@ -163,16 +177,17 @@ def radfm_connector(case: Case) -> Iterator[Result]:
 
 
 def modified_resnet(case: Case) -> Iterator[Result]:
-  """Each stage's pixels, by towers of so many stages, and the embedding."""
+  """The pixels of the stem and of each stage, by towers of so many stages, and the embedding."""
   config, x = case.config, channels_last(case.arrays["in.images"])
   sizes = dict(width=config["width"], image_size=config["image"])
-  for stages in range(1, len(config["layers"]) + 1):
+  for stages in range(len(config["layers"]) + 1):
     section = open_clip.resnet_config(config["layers"][:stages], **sizes) | AS_IS
     ignore = rf"{COUNTERS}|attnpool\..*|layer[{stages + 1}-9]\..*"
     table = open_clip.resnet_mapping(section, prefix="")
-    want = case.arrays[f"out.layer{stages}"]
+    name = f"layer{stages}" if stages else "stem"
+    want = case.arrays[f"out.{name}"]
     want = want.reshape(*want.shape[:2], -1).swapaxes(1, 2)
-    yield compare(f"layer{stages}", encode(section, table, case.weights, ignore, x), want)
+    yield compare(name, encode(section, table, case.weights, ignore, x), want)
   section |= dict(projection=config["output_dim"], heads=config["heads"])
   table = open_clip.resnet_mapping(section, prefix="")
   got = encode(section, table, case.weights, COUNTERS, x)[:, 0]

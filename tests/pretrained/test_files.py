@@ -151,6 +151,20 @@ def test_safetensors_in_any_dtype(tmp_path):
     np.testing.assert_array_equal(np.asarray(tensor), weights[name])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize("part_bytes", [1, 40, 1 << 20])
+def test_a_part_of_a_tensor(tmp_path, monkeypatch, dtype, part_bytes):
+  monkeypatch.setattr(files, "PART_BYTES", part_bytes)
+  x = np.arange(60).astype(dtype).reshape(5, 3, 4)
+  safetensors.numpy.save_file({"x": x, "s": np.asarray(x[1, 0, 0])}, tmp_path / "x.safetensors")
+  lazy = open_checkpoint(tmp_path / "x.safetensors")
+  for index in np.index_exp[3], np.index_exp[2:], np.index_exp[1:4, :, 2:], np.index_exp[:, 1], ():
+    np.testing.assert_array_equal(lazy["x"][index], x[index])
+  np.testing.assert_array_equal(lazy["s"][()], x[1, 0, 0])
+  torch.save(tmp_path / "x.pt", {"x": x.astype(np.float32)})
+  np.testing.assert_array_equal(open_checkpoint(tmp_path / "x.pt")["x"][1:3, 1], x[1:3, 1])
+
+
 @pytest.mark.parametrize(
   ("header", "length"),
   [

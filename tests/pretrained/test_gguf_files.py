@@ -24,9 +24,9 @@ INTEGERS = {
 }
 
 
-def write(path, arch, tensors, quantise=()):
+def write(path, arch, tensors, quantise=(), **integers):
   writer = gguf.GGUFWriter(path, arch)
-  for name, value in INTEGERS.items():
+  for name, value in (INTEGERS | integers).items():
     writer.add_uint32(f"{arch}.{name}", value)
   writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-6)
   for name, array in tensors.items():
@@ -73,7 +73,7 @@ def test_a_conversion_is_undone(tmp_path, arch):
   theirs = to_theirs(
     mapping, {p: rng.integers(-8, 8, x.shape).astype(np.float32) for p, x in leaves.items()}
   )
-  config, tensors = read_gguf(write(tmp_path / "x.gguf", arch, names(arch, theirs)))
+  config, tensors, _ = read_gguf(write(tmp_path / "x.gguf", arch, names(arch, theirs)))
   assert hf_decoders.config_from_hf(config) == section | dict(norm_eps=np.float32(1e-6))
   ours = to_ours(mapping, leaves, tensors)
   for key, array in to_theirs(mapping, ours).items():
@@ -123,6 +123,14 @@ def test_numbers_are_dequantised(tmp_path):
   np.testing.assert_array_equal(np.asarray(read["model.norm.weight"]), array[0])
   error = np.abs(np.asarray(read["model.embed_tokens.weight"]) - array).max()
   assert 0 < error <= 1 / 127
+
+
+def test_logits_of_the_largest_gemmas_are_scaled_by_the_width(tmp_path):
+  tensors = {"token_embd.weight": np.zeros((2, WIDTH), np.float32)}
+  small = read_gguf(write(tmp_path / "4b.gguf", "gemma3", tensors, block_count=34)).config
+  assert "query_pre_attn_scalar" not in small  # transformers' default, the head's 256
+  large = read_gguf(write(tmp_path / "27b.gguf", "gemma3", tensors, block_count=62)).config
+  assert large["query_pre_attn_scalar"] == WIDTH // HEADS
 
 
 def test_files_that_are_none(tmp_path):

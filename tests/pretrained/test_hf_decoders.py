@@ -6,7 +6,7 @@ import pytest
 
 from medflax.models.fusion.gated_xattn import GatedXattn
 from medflax.models.language.decoder import Decoder
-from medflax.pretrained.hf_decoders import NAMES, as_stored, config_from_hf, ignored, mapping
+from medflax.pretrained.hf_decoders import NAMES, config_from_hf, ignored, mapping
 from medflax.pretrained.mapping import to_ours, to_theirs
 from medflax.utils import UserError
 from tests.golden_cases.base import abstract_leaves
@@ -116,16 +116,6 @@ def test_a_tied_head_and_buffers_are_ignored_and_nothing_else():
   untied = section("gpt2", tie_word_embeddings=False)
   assert "head/kernel" in mapping("gpt2", untied)
   assert "lm_head" not in ignored("gpt2", untied)
-
-
-def test_files_may_leave_out_the_base_models_prefix():
-  lm = section("gpt2", tie_word_embeddings=False)
-  table, abstract = mapping("gpt2", lm), leaves(lm)
-  theirs = to_theirs(table, {path: np.ones(x.shape, np.float32) for path, x in abstract.items()})
-  assert as_stored(table, "gpt2", theirs) == table
-  bare = {key.removeprefix("transformer."): x for key, x in theirs.items()}
-  assert {"h.0.attn.c_attn.weight", "wte.weight", "lm_head.weight"} <= bare.keys()
-  assert set(to_ours(as_stored(table, "gpt2", bare), abstract, bare)) == set(abstract)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_several_scales_are_named(tmp_path):
   ("change", "complaint"),
   [
     ({"use_dora": True}, "use_dora = True is not supported"),
-    ({"peft_type": "IA3"}, "peft_type = 'IA3' is not supported"),
+    ({"peft_type": "IA3"}, "unknown peft_type .*'IA3'; known: LORA"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
   ],
 )
@@ -121,6 +121,97 @@ def test_an_adapter_of_another_model_is_named(tmp_path):
   wide = jax.ShapeDtypeStruct((2, 8, 2, 3), np.float32)
   with pytest.raises(UserError, match="6 inputs for blocks/query/kernel"):
     peft_files.read_adapter(tmp_path, GPT2, dict.fromkeys(GPT2, wide))
+
+
+HEADS, HEAD_DIM, LENGTH = 2, 3, 4
+KEYS = {
+  f"groups/layer_{i}/attn/key/kernel": Tensor("h.{}.k_proj.weight", layers=(i, i + 2), axes=(1, 0))
+  for i in range(2)
+}
+
+
+def prefix():
+  rng = np.random.default_rng(0)
+  return {
+    path.replace("key/kernel", name): rng.normal(size=(2, LENGTH, HEADS, HEAD_DIM))
+    for path in KEYS
+    for name in ("prefix_key", "prefix_value")
+  }
+
+
+def test_a_prefix_is_laid_out_as_peft_reads_it(tmp_path):
+  leaves = prefix()
+  config, tensors = write(tmp_path, KEYS, leaves)
+  assert config["peft_type"] == "PREFIX_TUNING"
+  assert (config["num_virtual_tokens"], config["num_layers"]) == (LENGTH, 4)
+  heads, token_dim = config["num_attention_heads"], config["token_dim"]
+  assert (heads, token_dim) == (HEADS, HEADS * HEAD_DIM)
+  # What the library makes of it, in a batch of one: for each layer keys and values.
+  view = tensors["prompt_embeddings"].reshape(1, LENGTH, 8, heads, token_dim // heads)
+  layers = view.transpose(2, 0, 3, 1, 4).reshape(4, 2, 1, heads, LENGTH, HEAD_DIM)
+  key = leaves["groups/layer_1/attn/prefix_key"][0]  # layer 1
+  np.testing.assert_array_equal(layers[1, 0, 0], key.swapaxes(0, 1))
+  value = leaves["groups/layer_0/attn/prefix_value"][1]  # layer 2
+  np.testing.assert_array_equal(layers[2, 1, 0], value.swapaxes(0, 1))
+  again = peft_files.read_adapter(tmp_path, KEYS, dict.fromkeys(KEYS, KERNEL))
+  assert again.keys() == leaves.keys()
+  for path, leaf in leaves.items():
+    np.testing.assert_array_equal(again[path], leaf, err_msg=path)
+  assert peft_files.sections(again) == {
+    "prefix_0": dict(
+      type="prefix",
+      target="groups/layer_0/attn/key/kernel|groups/layer_1/attn/key/kernel",
+      length=LENGTH,
+    )
+  }
+
+
+def test_a_prefix_of_another_model_is_named(tmp_path):
+  write(tmp_path, KEYS, prefix())
+  other = jax.ShapeDtypeStruct((2, WIDTH, 1, 3), np.float32)
+  with pytest.raises(UserError, match="4 layers of 1 heads of 3"):
+    peft_files.read_adapter(tmp_path, KEYS, dict.fromkeys(KEYS, other))
+  with pytest.raises(UserError, match="needs a causal language model"):
+    peft_files.read_adapter(tmp_path, LLAMA, {"blocks/query/kernel": KERNEL})
+  first = {path: leaf for path, leaf in prefix().items() if "layer_0" in path}
+  with pytest.raises(UserError, match="in every layer, but groups/layer_1/attn/ has none"):
+    write(tmp_path / "new", KEYS, first)
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "P_TUNING"])
+def test_a_prompt(tmp_path, kind):
+  table = {"lm/embedding": Tensor("wte.weight")}
+  leaves = {"lm/prompt": np.arange(12, dtype=np.float32).reshape(2, 6)}
+  config, tensors = write(tmp_path, table, leaves)
+  assert (config["peft_type"], config["num_virtual_tokens"]) == ("PROMPT_TUNING", 2)
+  np.testing.assert_array_equal(tensors["prompt_embeddings"], leaves["lm/prompt"])
+  (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"peft_type": kind}))
+  embedding = {"lm/embedding": jax.ShapeDtypeStruct((9, 6), np.float32)}
+  again = peft_files.read_adapter(tmp_path, table, embedding)
+  np.testing.assert_array_equal(again["lm/prompt"], leaves["lm/prompt"])
+  section = dict(type="prompt", target="lm/embedding", length=2)
+  assert peft_files.sections(again) == {"prompt_0": section}
+  narrow = {"lm/embedding": jax.ShapeDtypeStruct((9, 5), np.float32)}
+  with pytest.raises(UserError, match=r"\(2, 6\) are not 5 wide"):
+    peft_files.read_adapter(tmp_path, table, narrow)
+
+
+def test_one_file_holds_one_kind(tmp_path):
+  with pytest.raises(UserError, match="one kind of adapter; here are 2"):
+    write(tmp_path, KEYS, prefix() | {"lm/prompt": np.ones((2, 6), np.float32)})
+
+
+def test_the_sections_of_several_ranks():
+  leaves = adapters(LLAMA)
+  leaves |= {
+    "blocks/key/lora_a": np.ones((2, WIDTH, 3), np.float32),
+    "blocks/key/lora_scale": np.full(2, 4.0, np.float32),
+    "blocks/key/lora_dropout": np.full(2, 0.1, np.float32),
+  }
+  assert peft_files.sections(leaves) == {
+    "lora_0": dict(type="lora", target="blocks/query/kernel", rank=2, alpha=4.0, dropout=0.0),
+    "lora_1": dict(type="lora", target="blocks/key/kernel", rank=3, alpha=12.0, dropout=0.1),
+  }
 
 
 def test_parity_with_the_original(golden_folder):

@@ -137,6 +137,12 @@ def test_med_flamingo_of_its_three_files(tmp_path, capsys):
   for path, array in ours.items():
     np.testing.assert_array_equal(np.asarray(written[path]), array, err_msg=path)
   assert json.loads((to / "config.json").read_text()) == json.loads(json.dumps(sections))
+  assert export_weights.main([str(to), "--to", str(tmp_path / "whole")]) == 0
+  whole, again = tmp_path / "whole" / "model.safetensors", tmp_path / "again"
+  assert any(key.startswith("vision_encoder.") for key in open_checkpoint(whole))
+  assert run("med_flamingo", whole, "--to", again, "--lm", tmp_path / "llama") == 0
+  for name in (WEIGHTS, import_weights.CONFIG):
+    assert (again / name).read_bytes() == (to / name).read_bytes()
   assert run("med_flamingo", tmp_path / "model.pt", "--to", to, *files) == 2
   assert "exists; remove it" in capsys.readouterr().err
   assert run("med_flamingo", tmp_path / "model.pt", "--to", tmp_path / "new") == 2

@@ -14,7 +14,7 @@ from medflax.data.documents import IMAGE, VOLUME, Episode, Media, Sample, Source
 from medflax.data.phantoms.binding import INVENTED_WORDS, binding_episode
 from medflax.data.phantoms.findings import FINDINGS, NO_FINDING
 from medflax.data.phantoms.looks import LOOKS, MODALITIES
-from medflax.data.phantoms.questions import ASKS, Ask, Asked
+from medflax.data.phantoms.questions import ASKS, Ask, Asked, report
 from medflax.data.phantoms.scenes import Scene, render
 from medflax.utils import UserError, nearest
 
@@ -184,6 +184,7 @@ class PhantomEpisodes(Sequence[Episode]):
       "count": 0 if absent else scene.count,
       "kind": kind,
       "question_type": asked.question_type,
+      "caption": report(scene),  # what an expert that sees the image would tell a reader
     }
     return Sample(
       name, (Media(array, kind),), asked.question, asked.answer, self._source, self._name,

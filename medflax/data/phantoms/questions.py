@@ -110,17 +110,21 @@ def ask_vqa(rng: np.random.Generator, cell: int, kind: str) -> Asked:
   return _VQA[cell % len(_VQA)](rng, cell // len(_VQA), kind)
 
 
-def ask_report(rng: np.random.Generator, cell: int, kind: str) -> Asked:
+def report(scene: Scene) -> str:
   """Modality, then count, size, name and side of the finding."""
-  scene = draw_scene(rng, kind, (*NAMES, NO_FINDING)[cell % (len(NAMES) + 1)])
   modality = LOOKS[scene.look].modality
   finding = f"{scene.size} {noun(scene)} on the {scene.side}"
   if scene.finding == NO_FINDING:
     finding = NO_FINDING
   elif scene.finding in COUNTED:
     finding = f"{NUMBERS[scene.count - 1]} {finding}"
-  answer = f"{modality[0].upper() + modality[1:]}. {finding.capitalize()}."
-  return Asked(scene, f"Write a short report of this {kind}.", answer, (), "report")
+  return f"{modality[0].upper() + modality[1:]}. {finding.capitalize()}."
+
+
+def ask_report(rng: np.random.Generator, cell: int, kind: str) -> Asked:
+  """For a `report`."""
+  scene = draw_scene(rng, kind, (*NAMES, NO_FINDING)[cell % (len(NAMES) + 1)])
+  return Asked(scene, f"Write a short report of this {kind}.", report(scene), (), "report")
 
 
 def rationale(finding: str) -> str:

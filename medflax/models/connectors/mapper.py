@@ -85,14 +85,7 @@ class TransformerMapper(nn.Module):
     latents = self.param("latents", init, (self.num_latents, width)).astype(self.dtype)
     latents = jnp.broadcast_to(latents, (b * m, *latents.shape))
     y = jnp.concatenate([y.reshape(b * m, self.num_inputs, width), latents], axis=1)
-    blocks = nn.scan(
-      layers.remat(ViTBlock, self.remat),
-      variable_axes={"params": 0},
-      split_rngs={"params": True, "dropout": True},
-      in_axes=nn.broadcast,
-      length=self.depth,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )
+    blocks = layers.stack(ViTBlock, self.depth, self.remat)
     options = dict(qkv_bias=False, dtype=self.dtype, name="blocks")
     y, _ = blocks(self.heads, self.mlp_ratio * width, "relu", **options)(y, None)
     return y[:, self.num_inputs :].reshape(b, m, self.num_latents, width)

@@ -94,14 +94,7 @@ class PerceiverResampler(nn.Module):
     init = layers.param_init(normal, "latents", "vision_embed")
     latents = self.param("latents", init, (self.num_latents, width)).astype(self.dtype)
     latents = jnp.broadcast_to(latents, (b * m, *latents.shape))
-    stack = nn.scan(
-      layers.remat(PerceiverLayer, self.remat),
-      variable_axes={"params": 0},
-      split_rngs={"params": True, "dropout": True},
-      in_axes=nn.broadcast,
-      length=self.depth,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )
+    stack = layers.stack(PerceiverLayer, self.depth, self.remat)
     latents, _ = stack(self.heads, self.head_dim, self.mlp_ratio, self.dtype, name="layers")(
       latents, x.reshape(b * m, -1, width)
     )

@@ -86,14 +86,7 @@ class QueryDecoder(nn.Module):
     init = layers.param_init(nn.initializers.normal(1.0), "latents", "vision_embed")
     queries = self.param("queries", init, (self.num_latents, width)).astype(self.dtype)
     queries = jnp.broadcast_to(queries, (b * m, *queries.shape))
-    stack = nn.scan(
-      layers.remat(QueryDecoderLayer, self.remat),
-      variable_axes={"params": 0},
-      split_rngs={"params": True, "dropout": True},
-      in_axes=nn.broadcast,
-      length=self.depth,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )
+    stack = layers.stack(QueryDecoderLayer, self.depth, self.remat)
     y, _ = stack(self.heads, self.mlp_width, self.dtype, name="layers")(queries, x)
     y = layers.layer_norm(name="norm", dtype=self.dtype)(y)
     if self.out_width:

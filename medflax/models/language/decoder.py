@@ -1,4 +1,4 @@
-"""Causal language model of many families, with places for gated cross-attention.
+"""Causal language model of many families, with places where media meet the text.
 
 Layers are scanned in groups of `xattn_every`: the last layer of a group has the gated block
 before it. What differs from layer to layer (windows, rotary frequencies) is scanned with them,
@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from medflax.models import layers
+from medflax.models.fusion.fused_head import FusedHead
 from medflax.models.fusion.gated_xattn import GatedXattn
+from medflax.models.fusion.inline import Inline, SoftTokens
 from medflax.models.language.layer import (
   NORMS,
   Cache,
@@ -74,6 +76,7 @@ class Decoder(LayerFields, kw_only=True):
 
   Attributes:
     tie_embeddings: the output head is the embedding table.
+    extra_tokens: ids from `vocab_size` on that have an embedding and are never predicted (RadFM).
     embed_width: of the embedding table, mapped to `width` and back (OPT-350m); 0 for `width`.
     embed_scale: factor on the embeddings (Gemma, BioGPT: √width).
     rope_theta: base of rotary positions; 0 for none.
@@ -89,7 +92,7 @@ class Decoder(LayerFields, kw_only=True):
     final_norm: a norm before the head.
     head_bias: of the head, if it is not tied.
     logit_softcap: c · tanh(logits / c) bounds the logits (Gemma 2); 0 for never.
-    fusion: where media enter by cross-attention, None for text only.
+    fusion: how media meet the text, None for text only.
     remat: a name in `layers.REMAT_POLICIES`, applied to each group.
   """
 
@@ -97,6 +100,7 @@ class Decoder(LayerFields, kw_only=True):
   width: int
   depth: int
   tie_embeddings: bool = False
+  extra_tokens: int = 0
   embed_width: int = 0
   embed_scale: float = 1.0
   rope_theta: float = 10_000.0
@@ -111,7 +115,7 @@ class Decoder(LayerFields, kw_only=True):
   final_norm: bool = True
   head_bias: bool = False
   logit_softcap: float = 0.0
-  fusion: GatedXattn | None = None
+  fusion: GatedXattn | Inline | FusedHead | None = None
   remat: str = "none"
 
   @nn.compact
@@ -123,6 +127,7 @@ class Decoder(LayerFields, kw_only=True):
     media: Float[Array, "b m latents dv"] | None,
     media_mask: Bool[Array, "b t m"] | None,
     *,
+    soft: SoftTokens | None = None,
     cache: Cache | None = None,
     index: Int[Array, ""] | None = None,
     cache_size: int = 0,
@@ -132,6 +137,7 @@ class Decoder(LayerFields, kw_only=True):
 
     Args:
       mask: which tokens (or cache slots) each token sees, from `attention.causal_mask`.
+      soft: what stands in the row instead of embeddings.
       cache: keys and values of earlier tokens; x is written at slot `index`.
       cache_size: without `cache`, the token capacity of the cache to return; 0 for none.
       last_only: compute logits for the last position alone.
@@ -139,25 +145,36 @@ class Decoder(LayerFields, kw_only=True):
     init = layers.param_init(nn.initializers.normal(0.02), "vocab", "embed")
     table = self.param("embedding", init, (self.vocab_size, self.embed_width or self.width))
     prompt = self.get_variable("params", "prompt")  # of medflax.peft, or None
+    both_ways = None
+    if soft is not None and isinstance(self.fusion, Inline) and self.fusion.bidirectional:
+      both_ways = soft.same_media()
     if prompt is not None:
       extra, decoding = prompt.shape[0], cache is not None
       more = with_prompt(extra, positions, mask, media_mask, decoding=decoding)
       positions, mask, media_mask = more
+      if both_ways is not None:
+        both_ways = jnp.pad(both_ways, ((0, 0), (extra, 0), (extra, 0)))
       prompt, index = (None, index + extra) if decoding else (prompt, index)
       cache_size = cache_size and cache_size + extra
-    x = self._embed(table, tokens, positions, prompt)
+    x = self._embed(table, tokens, positions, prompt, soft)
     x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
-    context = self._context(positions, mask, media, media_mask, index)
-    size = self.fusion.xattn_every if self.fusion is not None else 1
+    context = self._context(positions, mask, media, media_mask, index, both_ways)
+    gated = self.fusion if isinstance(self.fusion, GatedXattn) else None
+    size = gated.xattn_every if gated else 1
     groups, tail = divmod(self.depth, size)
     own, new_cache = self._own(), {}
-    stacks = [("groups", 0, groups, size, self.fusion), ("tail", groups * size, tail, 1, None)]
+    stacks = [("groups", 0, groups, size, gated), ("tail", groups * size, tail, 1, None)]
     for name, first, length, group_size, fusion in stacks:
       if length:
         layer = shared_fields(self)
-        stack = self._stack(length)(group_size, layer, fusion, cache_size, self.dtype, name=name)
+        stack = layers.stack(DecoderGroup, length, self.remat, (0, 0, nn.broadcast))
+        stack = stack(group_size, layer, fusion, cache_size, self.dtype, name=name)
         grouped = {k: _grouped(a, first, length, group_size) for k, a in own.items()}
         x, new_cache[name] = stack(x, grouped, cache and cache[name], context)
+    if isinstance(self.fusion, FusedHead):
+      x = self._final_norm(x[:, -tokens.shape[1] :])
+      encoder = self.fusion.encoder(self.vocab_size, self.remat, self.dtype)
+      return encoder(x, context.mask, media, media_mask), None
     logits = self._logits(table, x[:, -1:] if last_only else x[:, -tokens.shape[1] :])
     return logits, new_cache if cache or cache_size else None
 
@@ -167,10 +184,18 @@ class Decoder(LayerFields, kw_only=True):
     tokens: Int[Array, "b t"],
     positions: Int[Array, "b n"],
     prompt: Float[Array, "p e"] | None,
+    soft: SoftTokens | None,
   ) -> Float[Array, "b n {self.width}"]:
-    x = jnp.take(table, tokens, axis=0).astype(self.dtype)
+    x = jnp.take(table, jnp.minimum(tokens, self.vocab_size - 1), axis=0).astype(self.dtype)
+    if self.extra_tokens:
+      init = layers.param_init(nn.initializers.normal(0.02), None, "embed")
+      extra = self.param("extra_embedding", init, (self.extra_tokens, table.shape[1]))
+      rows = jnp.take(extra, jnp.maximum(tokens - self.vocab_size, 0), axis=0)
+      x = jnp.where((tokens < self.vocab_size)[..., None], x, rows.astype(self.dtype))
     if self.embed_scale != 1:
       x = x * jnp.asarray(self.embed_scale, self.dtype)
+    if soft is not None:
+      x = jnp.where((soft.ordinal > 0)[..., None], soft.features.astype(self.dtype), x)
     if prompt is not None:
       rows = jnp.broadcast_to(prompt.astype(self.dtype), (x.shape[0], *prompt.shape))
       x = jnp.concatenate([rows, x], axis=1)
@@ -185,8 +210,7 @@ class Decoder(LayerFields, kw_only=True):
   def _logits(
     self, table: Float[Array, "vocab e"], x: Float[Array, "b t {self.width}"]
   ) -> Float[Array, "b t vocab"]:
-    if self.final_norm:
-      x = NORMS[self.norm](name="norm", epsilon=self.norm_eps, dtype=self.dtype)(x)
+    x = self._final_norm(x)
     if self.embed_width:
       axes = ("embed", "narrow_embed")
       x = layers.dense(self.embed_width, axes, name="embed_out", dtype=self.dtype)(x)
@@ -199,12 +223,17 @@ class Decoder(LayerFields, kw_only=True):
     cap = self.logit_softcap
     return cap * jnp.tanh(logits / cap) if cap else logits
 
-  def _context(self, positions, mask, media, media_mask, index) -> Context:
+  def _final_norm(self, x: Float[Array, "b t {self.width}"]) -> Float[Array, "b t {self.width}"]:
+    if not self.final_norm:
+      return x
+    return NORMS[self.norm](name="norm", epsilon=self.norm_eps, dtype=self.dtype)(x)
+
+  def _context(self, positions, mask, media, media_mask, index, both_ways) -> Context:
     _, t, s = mask.shape
     # Within a document slots and positions differ by a constant, so that distances are the same.
     distance = (0 if index is None else index) + jnp.arange(t)[:, None] - jnp.arange(s)
     bias = alibi(distance, self.heads, self.alibi_bias_max) if self.alibi_bias_max else None
-    return Context(positions, mask, distance, bias, media, media_mask, index)
+    return Context(positions, mask, distance, bias, media, media_mask, index, both_ways)
 
   def _own(self) -> dict[str, Array]:
     """What differs from layer to layer, layers first; see `SelfAttention`."""
@@ -222,17 +251,6 @@ class Decoder(LayerFields, kw_only=True):
     if self.inverse_depth_scale:
       own["query_factor"] = 1 / (1 + jnp.arange(self.depth, dtype=jnp.float32))
     return own
-
-  def _stack(self, length: int) -> Any:
-    return nn.scan(
-      layers.remat(DecoderGroup, self.remat),
-      variable_axes={"params": 0},
-      split_rngs={"params": True, "dropout": True},
-      in_axes=(0, 0, nn.broadcast),
-      out_axes=0,
-      length=length,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )
 
 
 def _grouped(

@@ -75,14 +75,7 @@ class Encoder(nn.Module):
     table = self.param("embedding", small, (self.vocab_size, self.width))
     x = self._embed(table, tokens, positions, token_types)
     fields = bert_fields(self.heads, self.mlp_width, self.activation, self.norm_eps, self.dtype)
-    blocks = nn.scan(
-      layers.remat(EncoderLayer, self.remat),
-      variable_axes={"params": 0},
-      split_rngs={"params": True, "dropout": True},
-      in_axes=nn.broadcast,
-      length=self.depth,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )
+    blocks = layers.stack(EncoderLayer, self.depth, self.remat)
     distance = jnp.zeros(mask.shape[1:], jnp.int32)  # tokens see each other however far apart
     context = Context(positions, mask, distance, None, None, None, None)
     y, states = blocks(**fields, name="layers")(x, context)

@@ -71,14 +71,9 @@ class Stack(LayerFields, kw_only=True):
     return jnp.take(table, classes, axis=0).transpose(2, 0, 1)[None]
 
   def scan(self, layer: type[nn.Module], in_axes: Any) -> Any:
-    return nn.scan(
-      layers.remat(layer, self.remat),
-      variable_axes={"params": 0},
-      split_rngs={"params": True, "dropout": True},
-      in_axes=in_axes,
-      length=self.depth,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )(**shared_fields(self), name="layers")
+    return layers.stack(layer, self.depth, self.remat, in_axes)(
+      **shared_fields(self), name="layers"
+    )
 
   def final_norm(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
     return layers.rms_norm(name="norm", epsilon=self.norm_eps, dtype=self.dtype)(x)

@@ -42,6 +42,7 @@ class Context(NamedTuple):
     bias: added to the attention logits, `[1, heads, t, s]`, or None.
     media, media_mask: `[b, m, latents, dv]` and `[b, t, m]`, or None.
     index: cache slot of the first token, or None without a cache.
+    both_ways: which tokens see each other whatever `mask` says, within windows, or None.
   """
 
   positions: Int[Array, "b t"]
@@ -51,6 +52,7 @@ class Context(NamedTuple):
   media: Float[Array, "b m latents dv"] | None
   media_mask: Bool[Array, "b t m"] | None
   index: Int[Array, ""] | None
+  both_ways: Bool[Array, "b t s"] | None = None
 
 
 class LayerFields(nn.Module):
@@ -144,6 +146,8 @@ class SelfAttention(LayerFields):
       key = jax.lax.dynamic_update_slice_in_dim(cache["key"], key, context.index, axis=1)
       value = jax.lax.dynamic_update_slice_in_dim(cache["value"], value, context.index, axis=1)
     mask = context.mask
+    if context.both_ways is not None:
+      mask = mask | context.both_ways
     if "window" in own:
       mask = mask & (context.distance < own["window"])
     *seen, bias = with_prefix(self, key, value, mask, context.bias)

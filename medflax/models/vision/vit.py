@@ -10,7 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from medflax.models import layers
 from medflax.models.attention import dot_product_attention
@@ -78,7 +78,9 @@ class ViTBlock(nn.Module):
   layer_scale: float = 0.0
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b t d"], _: None) -> tuple[Float[Array, "b t d"], None]:
+  def __call__(
+    self, x: Float[Array, "b t d"], mask: Bool[Array, "b t t"] | None
+  ) -> tuple[Float[Array, "b t d"], None]:
     width = x.shape[-1]
     shape = (self.heads, self.head_dim or width // self.heads)
     axes = ("vision_embed", "heads", "head_dim")
@@ -87,7 +89,7 @@ class ViTBlock(nn.Module):
       layers.dense(shape, axes, name=name, use_bias=self.qkv_bias, dtype=self.dtype)(y)
       for name in ("query", "key", "value")
     )
-    y = dot_product_attention(query, key, value)
+    y = dot_product_attention(query, key, value, mask)
     y = layers.dense(
       width, (*axes[1:], axes[0]), name="out", num_inputs=2, use_bias=True, dtype=self.dtype
     )(y)
@@ -205,14 +207,7 @@ class ViT(nn.Module):
     x = x + tables[self.positions](kind, learned, grid).astype(self.dtype)
     if self.pre_norm:
       x = self._norm("pre_norm")(x)
-    blocks = nn.scan(
-      layers.remat(ViTBlock, self.remat),
-      variable_axes={"params": 0},
-      split_rngs={"params": True, "dropout": True},
-      in_axes=nn.broadcast,
-      length=self.depth,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )
+    blocks = layers.stack(ViTBlock, self.depth, self.remat)
     x, _ = blocks(
       self.heads,
       self.mlp_width,

@@ -1,0 +1,188 @@
+"""What config files start from: every field with a value, and the data sets that all can run on."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def base_config(name: str, variant: str) -> ConfigDict:
+  """Every field that `medflax.config` knows; a config file fills in the model and changes the rest.
+
+  Args:
+    name: of the system, part of the default workdir's name.
+    variant: of its size, told in reports.
+  """
+  config = ConfigDict()
+  config.name = name
+  config.variant = variant
+  config.seed = 0
+  config.tokenizer = dict(
+    path="",  # "": the one in the package; else a Hugging Face folder
+    add=("<|endofchunk|>", "<image>"),  # special tokens it gets unless it has them
+    pad="",  # "": its own, or else <PAD> is added
+  )
+  config.prompt = dict(  # medflax.data.documents.Prompt
+    instruction="",
+    question="Question: {question} Answer:",
+    answer=" {answer}",
+    end="<|endofchunk|>",
+    media="{media}",
+    bos=True,
+  )
+  config.data = dict(
+    source="phantom",
+    root="",  # of source "folder"
+    on_bad_sample="raise",  # or "skip": left out, counted and listed in the report
+    image_size=(32, 32),
+    volume_size=(8, 32, 32),
+    train={},
+    max_tokens=256,  # of a packed row
+    max_media=dict(image=9, volume=0),  # slots of a packed row; -1: as many as the data need
+    media_mark="<image>",  # stands for a media item in the text; "": nothing does
+    media_tokens=0,  # of a media item inline, between the text's tokens; 0: it is not inline
+    media_rule="prev_image",  # or "next_image", "all_prev"
+    num_workers=0,
+    packing_bins=8,
+  )
+  config.model = dict(
+    objective=dict(type="next_token"),
+    **dict(tower={}, connector={}, fusion={}, lm={}),
+    **dict(dtype="float32", remat="none"),
+  )
+  config.init = ""  # safetensors files of pretrained weights to start from, commas between
+  config.trainable = ".*"  # full match of 'path/to/leaf'
+  config.peft = {}  # {"a": dict(type="lora", target=regex, rank=8, alpha=32.0)}: medflax/peft.py
+  config.train = dict(
+    num_steps=1000,
+    batch_size=16,
+    log_every=20,
+    z_loss=0.0,
+    max_bad_steps=10,  # stop after so many non-finite steps in a row
+    ema=0.0,  # decay of the weights' moving average, which is then evaluated; 0: none
+  )
+  config.optimizer = dict(
+    type="adamw",
+    lr=3e-3,
+    schedule="cosine",
+    warmup_steps=50,
+    final_lr_fraction=0.1,
+    weight_decay=0.05,
+    decay=".*/kernel",  # weights that decay, by full match
+    b1=0.9,
+    b2=0.98,
+    eps=1e-8,
+    clip_norm=1.0,  # 0: none
+    accumulate=1,  # micro-batches that a batch is cut into
+    lr_multipliers=(),  # pairs (regex, factor)
+  )
+  config.checkpoint = dict(every=200, keep=2, allow_config_change=False)
+  config.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: what is left
+  config.evals = {}
+  return config
+
+
+def phantom_tower(config: ConfigDict) -> None:
+  """The shipped tower and resampler, which know phantoms."""
+  config.init = "phantom_tower.safetensors"  # made by medflax.tools.pretrain_tower
+  size = config.data.get_ref
+  # What it was trained on; other sizes interpolate its positions.
+  image = dict(size=size("image_size"), patch=(8, 8), channels=3, table=(32, 32))
+  volume = dict(size=size("volume_size"), patch=(4, 8, 8), channels=1, table=(8, 32, 32))
+  config.model.tower = dict(
+    type="vit",
+    inputs=dict(image=image, volume=volume),
+    **dict(width=64, depth=2, heads=4, mlp_width=128, stem=(32, 64)),
+  )
+  config.model.connector = dict(type="perceiver", num_latents=4, depth=1, heads=4, head_dim=16)
+
+
+def published_scale(config: ConfigDict, **optimizer: Any) -> None:
+  """Bfloat16 on sharded weights; the defaults of Hugging Face's Trainer, but for `optimizer`."""
+  config.model.dtype, config.model.remat = "bfloat16", "full"
+  config.mesh = dict(data=1, fsdp=-1, tensor=1)
+  config.optimizer.update(dict(weight_decay=0.0, b2=0.999, final_lr_fraction=0.0) | optimizer)
+
+
+def phantom_scale(config: ConfigDict) -> None:
+  """Under a minute on two CPU cores, everything learnt from scratch."""
+  config.data.max_tokens = 128
+  config.data.max_media = dict(image=4, volume=0)
+  config.train.num_steps = 200
+  config.checkpoint.every = 100
+
+
+def _entry(task: str, low: int, high: int, weight: float, targets: str = "all") -> dict:
+  return dict(task=task, num_shots=(low, high), weight=weight, targets=targets)
+
+
+def phantom_fewshot(config: ConfigDict) -> None:
+  """Generated images: invented words are bound to findings by the support examples alone."""
+  config.data.source = "phantom"
+  volumes = "volume" in config.model.tower.inputs
+  config.data.max_tokens = 128
+  config.data.max_media = dict(image=9, volume=1 if volumes else 0)
+  config.data.packing_bins = 32
+  config.data.train = dict(
+    # Which word comes first is chance: to learn it would teach nothing but to guess.
+    binding=_entry("binding", 2, 8, 1.0, "repeated"),
+    binding_guess=_entry("binding", 0, 0, 0.1),  # without support, some invented word
+    finding=_entry("finding", 0, 8, 1.0),
+    modality=_entry("modality", 0, 8, 0.15),
+  )
+  fewshot = dict(type="fewshot_vqa", every=0, split="test", num_episodes=512)
+  config.evals = dict(
+    perplexity=dict(type="perplexity", every=200, task="binding", split="val", targets="repeated"),
+    binding=dict(**fewshot, task="binding", num_shots=(0, 1, 2, 4, 8), max_new_tokens=3),
+    modality=dict(**fewshot, task="modality", num_shots=(0,), max_new_tokens=4),
+    finding=dict(**fewshot, task="finding", num_shots=(0,), max_new_tokens=6),
+  )
+  if volumes:
+    config.data.train.update(
+      finding_3d=_entry("finding_3d", 0, 0, 0.4), modality_3d=_entry("modality_3d", 0, 0, 0.2)
+    )
+    for task in ("finding", "modality"):
+      config.evals[f"{task}_3d"] = dict(config.evals[task], task=f"{task}_3d")
+
+
+def phantom_questions(config: ConfigDict) -> None:
+  """Generated images with one question each, for systems that read no support examples."""
+  config.data.source = "phantom"
+  tasks = {"finding": 1.0, "modality": 0.5}
+  if config.data.max_media.volume:
+    tasks["modality_3d"] = 0.5
+  config.data.train = {task: _entry(task, 0, 0, weight) for task, weight in tasks.items()}
+  perplexity = dict(type="perplexity", every=0, task="finding", split="val", num_shots=0)
+  asked = dict(type="fewshot_vqa", every=0, split="test", num_shots=(0,), max_new_tokens=6)
+  config.evals = dict(
+    perplexity=dict(**perplexity, num_documents=128),
+    **{task: dict(**asked, task=task, num_episodes=128) for task in tasks},
+  )
+
+
+def folder(config: ConfigDict, shots: Sequence[int] = (0, 1, 2, 4)) -> None:
+  """A folder of images with a manifest, asked with so many support examples; see docs/data.md."""
+  config.data.source = "folder"
+  if config.init:  # a tower that knows phantoms alone is a start, and has to learn the rest
+    config.trainable = f"(tower|connector)/.*|{config.trainable}"
+  config.data.train = dict(vqa=_entry("vqa", 0, max(shots), 1.0))
+  config.data.max_media = dict.fromkeys(config.model.tower.get("inputs", {}), -1)
+  config.evals = dict(
+    perplexity=dict(
+      type="perplexity", every=200, task="vqa", split="val", num_shots=min(4, max(shots))
+    ),
+    vqa=dict(
+      type="fewshot_vqa",
+      every=0,
+      task="vqa",
+      split="test",
+      num_shots=tuple(shots),
+      num_episodes=512,
+      slice_by=("task",),
+    ),
+  )
+
+
+# The data of systems that read no support examples.
+QUESTIONS = {"phantom": phantom_questions, "folder": functools.partial(folder, shots=(0,))}
