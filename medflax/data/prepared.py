@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import grain
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from medflax.data.builders import store
 from medflax.data.builders.base import MEDIA
@@ -78,14 +78,14 @@ class PreparedDataset:
       for split in self.splits
     }
 
-  def _open(self, part: str) -> grain.sources.ArrayRecordDataSource:
+  def _open(self, part: str) -> ArrayRecordDataSource:
     shards = self.info["shards"][part]
     missing = [shard["file"] for shard in shards if not (self._root / shard["file"]).is_file()]
     if missing:
       raise UserError(f"{self._root} lacks {missing[0]}; prepare it again elsewhere")
     damaged = UserError(f"{self._root} has damaged {part} shards; prepare it again elsewhere")
     try:
-      source = grain.sources.ArrayRecordDataSource([str(self._root / s["file"]) for s in shards])
+      source = ArrayRecordDataSource([str(self._root / s["file"]) for s in shards])
       found = len(source)
     except RuntimeError:  # of a file that has been cut short
       raise damaged from None
