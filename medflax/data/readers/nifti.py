@@ -1,6 +1,7 @@
 """NIfTI volumes, by nibabel."""
 
 import contextlib
+import logging
 import math
 import pathlib
 
@@ -15,6 +16,9 @@ from medflax.utils import UserError
 
 _MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 _DEFLATE = 1100  # no gzip file grows more than this (1032 times, RFC 1951, and some slack)
+
+# What nibabel mends in a header it logs; what matters of it is told here.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 
 def read_nifti(path: pathlib.Path) -> Scan:

@@ -4,12 +4,13 @@ Series are told apart by elements that identify them; these are compared, never 
 """
 
 import dataclasses
+import math
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import pydicom
+from jaxtyping import Float
 
 from medflax.data.documents import VOLUME
 from medflax.data.readers import dicom_file
@@ -37,88 +38,101 @@ _IDENTITY = "SOPInstanceUID"
 _READ = (*ELEMENTS, *_SHARED, *_REPEATS, _IDENTITY)
 
 
+class _Slice(NamedTuple):
+  """What the header of a file says about its place among others.
+
+  `place` holds orientation (6), position (3) and spacing of rows and columns (2) in mm; it is empty
+  for several frames, and where one of them is not told.
+  """
+
+  file: pathlib.Path
+  identity: str
+  shared: tuple[str, ...]
+  repeats: tuple[str, ...]
+  place: Float[np.ndarray, " n"]
+  size: int
+
+
+def _read_header(file: pathlib.Path) -> _Slice:
+  header = dicom_file.load(file, _READ, pixels=False)
+  with dicom_file.told_in_one_line():
+    size = math.prod(dicom_file.frame_shape(header))
+    orientation, position = (
+      header.get("ImageOrientationPatient"),
+      header.get("ImagePositionPatient"),
+    )
+    spacing, _ = pixel_spacing(header)
+    single = int(header.get("NumberOfFrames") or 1) == 1
+    place = np.zeros(0)
+    if single and orientation and position and spacing:
+      place = np.array([*orientation, *position, *spacing], np.float64)
+      if place.shape != (11,) or not np.isfinite(place).all():
+        raise UserError("does not tell a valid place in the patient; export it again")
+    return _Slice(
+      file=file,
+      identity=str(header.get(_IDENTITY)) if _IDENTITY in header else str(file),
+      shared=tuple(str(header.get(key)) for key in _SHARED),
+      repeats=tuple(str(header.get(key)) for key in _REPEATS),
+      place=place,
+      size=size,
+    )
+
+
 def find_series(folder: pathlib.Path) -> tuple[list[tuple[pathlib.Path, ...]], int]:
   """The series of a folder (not of those in it), and how many of its files are no DICOM images.
 
   Files of one series number that differ in orientation, size or spacing are several, as are
   acquisitions that repeat its positions: times, echoes, b-values. A file of several frames, or
-  one that does not tell its position, is one by itself. Copies of a slice are left out.
+  one that does not tell its place, is one by itself. Copies of a slice are left out.
 
   Returns:
-    Each series as its files; series by the name of their first file, files by position.
+    Each series as its files along their normal; series by the name of their first file.
   """
-  headers: dict[pathlib.Path, pydicom.Dataset] = {}
+  slices: dict[str, _Slice] = {}
   others = 0
-  for path in sorted(folder.iterdir()):
-    if not path.is_file():
-      continue
+  for path in sorted(path for path in folder.iterdir() if path.is_file()):
     try:
-      headers[path] = _read_header(path)
+      header = _read_header(path)
+      slices.setdefault(header.identity, header)
     except UserError:
       others += 1
-  groups: list[list[pathlib.Path]] = []
-  seen: set[Any] = set()
-  for path, header in headers.items():
-    identity = header.get(_IDENTITY)
-    if identity is not None and identity in seen:
-      continue
-    seen.add(identity)
-    home = next((g for g in groups if _one_volume(headers[g[0]], header)), None)
-    groups.append([path]) if home is None else home.append(path)
-  found = [part for group in groups for part in _acquisitions(group, headers)]
-  ordered = [tuple(_by_position(group, headers)) for group in found]
-  return sorted(ordered, key=min), others
+  groups: list[list[_Slice]] = []
+  for header in slices.values():
+    home = next((group for group in groups if _one_volume(group[0], header)), None)
+    groups.append([header]) if home is None else home.append(header)
+  found = [tuple(_sorted(part)) for group in groups for part in _acquisitions(group)]
+  return sorted(found, key=min), others
 
 
-def _position(header: pydicom.Dataset) -> list[float] | None:
-  """The slice's position; None for frames, and where it or the orientation is not told."""
-  values = header.get("ImagePositionPatient")
-  placed = values and header.get("ImageOrientationPatient")
-  return None if not placed or int(header.get("NumberOfFrames") or 1) > 1 else list(values)
-
-
-def _one_volume(one: pydicom.Dataset, other: pydicom.Dataset) -> bool:
-  if _position(one) is None or _position(other) is None:
+def _one_volume(one: _Slice, other: _Slice) -> bool:
+  """Whether two slices are parallel, alike and of one series."""
+  if not one.place.size or not other.place.size or one.shared != other.shared:
     return False
-  return all(one.get(key) == other.get(key) for key in _SHARED) and all(
-    np.allclose(_numbers(one, key), _numbers(other, key), atol=1e-3)
-    for key in ("ImageOrientationPatient", "PixelSpacing")
-  )
+  away = np.abs(one.place - other.place)
+  return bool(away[:6].max() < 1e-3 and away[9:].max() < 1e-3)
 
 
-def _numbers(header: pydicom.Dataset, key: str) -> np.ndarray:
-  return np.array(header.get(key) or 0.0, np.float64)
-
-
-def _acquisitions(
-  group: list[pathlib.Path], headers: dict[pathlib.Path, pydicom.Dataset]
-) -> list[list[pathlib.Path]]:
-  """Splits files that repeat positions by the first element, or all, that tells them apart."""
-
-  def places(files: Iterable[pathlib.Path]) -> list[tuple[float, ...]]:
-    return [tuple(np.round(_position(headers[file]) or [0.0], 3)) for file in files]
-
-  def split(keys: Sequence[str]) -> list[list[pathlib.Path]]:
-    parts: dict[str, list[pathlib.Path]] = {}
-    for file in group:
-      parts.setdefault(str([headers[file].get(key) for key in keys]), []).append(file)
-    return list(parts.values())
-
-  for keys in ((), *((key,) for key in _REPEATS), _REPEATS):
-    parts = split(keys)
-    if all(len(set(places(part))) == len(part) for part in parts):
-      return parts
+def _acquisitions(group: list[_Slice]) -> list[list[_Slice]]:
+  """Splits slices that repeat positions by the first element, or all, that tells them apart."""
+  every = range(len(_REPEATS))
+  for chosen in ((), *((index,) for index in every), tuple(every)):
+    parts: dict[tuple[str, ...], list[_Slice]] = {}
+    for header in group:
+      parts.setdefault(tuple(header.repeats[index] for index in chosen), []).append(header)
+    if all(
+      len({tuple(np.round(header.place[6:9], 3)) for header in part}) == len(part)
+      for part in parts.values()
+    ):
+      return list(parts.values())
   return [group]
 
 
-def _by_position(
-  group: list[pathlib.Path], headers: dict[pathlib.Path, pydicom.Dataset]
-) -> list[pathlib.Path]:
+def _sorted(group: list[_Slice]) -> list[pathlib.Path]:
   if len(group) == 1:
-    return group
-  orientation = np.array(headers[group[0]].ImageOrientationPatient, float)
-  normal = np.cross(orientation[:3], orientation[3:])
-  return sorted(group, key=lambda file: float(np.array(_position(headers[file])) @ normal))
+    return [group[0].file]
+  normal = np.cross(group[0].place[:3], group[0].place[3:6])
+  ordered = sorted(group, key=lambda header: float(header.place[6:9] @ normal))
+  return [header.file for header in ordered]
 
 
 def read_series(files: Sequence[pathlib.Path]) -> Scan:
@@ -133,29 +147,22 @@ def read_series(files: Sequence[pathlib.Path]) -> Scan:
   if len(files) == 1:
     return read_dicom(files[0])
   headers = [_named(file, _read_header) for file in files]
-  first = headers[0]
-  for file, header in zip(files, headers, strict=True):
-    if not _one_volume(first, header):
-      raise UserError(f"has {file.name}, which is no slice of the same volume; read it by itself")
-  with dicom_file.told_in_one_line():
-    orientation = np.array(first.ImageOrientationPatient, np.float64)
-    positions = np.array([_position(header) for header in headers], np.float64)
-    stack = stack_slices(orientation, positions)
-    spacing, _ = pixel_spacing(first)
-    if len(files) * np.prod(dicom_file.frame_shape(first), dtype=float) > MAX_VALUES:
-      raise UserError(f"has more than {MAX_VALUES:,} voxels; crop or resample it")
-  if spacing is None or not plausible([stack.step]):
+  for header in headers:
+    if not _one_volume(headers[0], header):
+      raise UserError(f"has {header.file.name}, no slice of the same volume; read it by itself")
+  if sum(header.size for header in headers) > MAX_VALUES:
+    raise UserError(f"has more than {MAX_VALUES:,} voxels; crop or resample it")
+  places = np.stack([header.place for header in headers])
+  orientation, spacing = places[0, :6], places[0, 9:]
+  stack = stack_slices(orientation, places[:, 6:9])
+  if not plausible([stack.step]):
     raise UserError("does not tell its spacing; export it again")
   slices = [_named(files[index], _read_slice) for index in stack.order]
+  axes = patient_axes(orientation, (stack.step, float(spacing[0]), float(spacing[1])))
+  array, spacings = hang(np.stack(slices), axes)
+  middle = dicom_file.load(files[stack.order[len(files) // 2]], ELEMENTS, pixels=False)
   with dicom_file.told_in_one_line():
-    axes = patient_axes(orientation, (stack.step, *spacing))
-    array, spacings = hang(np.stack(slices), axes)
-    middle = dicom_file.load(files[stack.order[len(files) // 2]], ELEMENTS, pixels=False)
     return Scan(array, VOLUME, spacings, notes=stack.notes, **meaning_of(middle))
-
-
-def _read_header(file: pathlib.Path) -> pydicom.Dataset:
-  return dicom_file.load(file, _READ, pixels=False)
 
 
 def _read_slice(file: pathlib.Path) -> np.ndarray:

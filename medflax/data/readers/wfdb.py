@@ -139,6 +139,8 @@ def _read_header(path: pathlib.Path) -> tuple[float, int, list[_Signal]]:
     count, rate = int(fields[1]), float(re.split("[/(]", fields[2])[0]) if fields[2:] else _RATE
     length = int(fields[3]) if fields[3:] else 0
     signals = [_parse_signal(line) for line in lines[1 : count + 1]]
+  except UserError:
+    raise
   except (ValueError, OverflowError):
     raise UserError(_BROKEN) from None
   frame = sum(signal.per_frame for signal in signals)
@@ -154,7 +156,7 @@ def _parse_signal(line: str) -> _Signal:
   if not found:
     raise ValueError
   value = found.groupdict()
-  if pathlib.PurePath(value["file"]).name != value["file"]:
+  if pathlib.PurePath(value["file"]).name != value["file"] or "\0" in value["file"]:
     raise UserError("names samples in another folder; copy them beside it")
   kind = int(value["format"])
   if kind not in _FORMATS:
