@@ -39,6 +39,7 @@ SCHEMA = {
     "source": str,
     "root": str,
     "on_bad_sample": str,
+    "exclude": str,
     "image_size": tuple,
     "volume_size": tuple,
     "train": Mapping,

@@ -35,6 +35,7 @@ def base_config(name: str, variant: str) -> ConfigDict:
     source="phantom",
     root="",  # of source "folder"
     on_bad_sample="raise",  # or "skip": left out, counted and listed in the report
+    exclude="",  # a list of samples to leave out, as medflax.tools.check_leakage writes
     image_size=(32, 32),
     volume_size=(8, 32, 32),
     train={},

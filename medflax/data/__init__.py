@@ -15,7 +15,12 @@ def _phantom(data: Any, seed: int) -> Dataset:
 
 def _folder(data: Any, seed: int) -> Dataset:
   return FolderDataset(
-    data.root, data.image_size, data.volume_size, on_bad_sample=data.on_bad_sample, seed=seed
+    data.root,
+    data.image_size,
+    data.volume_size,
+    on_bad_sample=data.on_bad_sample,
+    exclude=data.exclude,
+    seed=seed,
   )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import tqdm
 
 from medflax.data.documents import IMAGE, VOLUME, Media, Sample, Source
+from medflax.data.exclude import read_exclusions, report_exclusions
 from medflax.data.manifest import SPLITS, BadRow, Row, assign_splits, group_rows, parse_manifest
 from medflax.data.readers import read_media
 from medflax.data.support import PoolEpisodes, split_episodes
@@ -34,7 +35,7 @@ class FolderDataset:
     version: a hash of the manifest.
     tasks: "vqa" (all rows), then the distinct values of the rows' `task`.
     media_per_sample: the most images and volumes that one row has.
-    skipped: rows left out by `on_bad_sample="skip"`: dicts of `line`, `id` and `reason`.
+    skipped: rows left out by `on_bad_sample="skip"` or `exclude`: dicts of `line`, `id`, `reason`.
   """
 
   def __init__(
@@ -44,6 +45,7 @@ class FolderDataset:
     volume_size: Sequence[int],
     *,
     on_bad_sample: str = "raise",
+    exclude: str | os.PathLike = "",
     seed: int = 0,
     manifest: str = "manifest.jsonl",
   ):
@@ -54,6 +56,7 @@ class FolderDataset:
       image_size: (H, W) that images are fitted to.
       volume_size: (D, H, W) that volumes are fitted to.
       on_bad_sample: "raise" an error at the first bad row, or "skip" bad rows and list them.
+      exclude: a list of rows to leave out, see `exclude.read_exclusions`; "": none.
       seed: decides the order of episodes and their support samples, not the splits.
       manifest: name of the manifest in `root`.
 
@@ -69,6 +72,8 @@ class FolderDataset:
     self._seed = seed
     content = _read_manifest(root, manifest)
     rows, bad = parse_manifest(content, self._root)
+    self.name = self._root.resolve().name
+    excluded = read_exclusions(exclude, self.name) if os.fspath(exclude) else frozenset()
     self._cache: dict[tuple[str, str], Media] = {}
     if not bad or on_bad_sample == "skip":
       rows, undecodable = self._decode(rows)
@@ -82,16 +87,22 @@ class FolderDataset:
     if not rows:
       first = f", the first (line {bad[0].line}): {bad[0].reason}" if bad else "; add some"
       raise UserError(f"{self._root / manifest} has no usable row{first}")
+    kept = [row for row in rows if row.id not in excluded]
+    if excluded:
+      report_exclusions(exclude, excluded, [row.id for row in rows])
+      bad += [BadRow(row.line, row.id, f"in {exclude}") for row in rows if row.id in excluded]
     try:
-      groups = group_rows(rows)
-      splits = assign_splits(rows, groups)
+      # A row's split must not change because others are left out; given ones are what they are.
+      divided = kept if any(row.split for row in rows) else rows
+      groups = group_rows(divided)
+      splits = assign_splits(divided, groups)
     except UserError as error:
       raise UserError(f"{manifest}: {error}") from None
     self._rows = [
       dataclasses.replace(row, group=group, split=split)
-      for row, group, split in zip(rows, groups, splits, strict=True)
+      for row, group, split in zip(divided, groups, splits, strict=True)
+      if row.id not in excluded
     ]
-    self.name = self._root.resolve().name
     self.version = hashlib.sha256(content).hexdigest()[:12]
     self.tasks = (ALL_TASKS, *sorted({row.task for row in self._rows} - {"", ALL_TASKS}))
     counts = [collections.Counter(kind for kind, _ in row.media) for row in self._rows]
