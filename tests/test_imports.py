@@ -32,6 +32,7 @@ LAYERS = {
   "pretrained": ("utils",),
   "inference": ("models", "utils"),
   "evals": ("data", "data.pipeline", "inference", "metrics", "models", "parallel", "utils"),
+  "leakage": ("data", "evals", "models", "pretrained", "report", "utils"),
   "train_step": ("models", "peft", "utils"),
   "summary": ("parallel", "train_step"),
   "build": (
