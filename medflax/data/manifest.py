@@ -223,20 +223,25 @@ def assign_splits(rows: Sequence[Row], groups: Sequence[str]) -> list[str]:
   return [row.split for row in rows]
 
 
+def hash_fraction(name: str) -> float:
+  """A number in [0, 1) that depends on a name alone."""
+  return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+
+
+def hash_split(group: str) -> str:
+  """The split of a group by a hash of its name: 80, 10 and 10 %."""
+  at = hash_fraction(group)
+  return "train" if at < _SHARES["train"] else "val" if at < 1 - _SHARES["test"] else "test"
+
+
 def _split_groups(groups: Iterable[str]) -> dict[str, str]:
-  position = {
-    group: int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64 for group in groups
-  }
+  position = {group: hash_fraction(group) for group in groups}
   if len(position) < len(SPLITS):
     raise UserError(
       f"its rows form {len(position)} group(s) by `group` and shared files, and "
       f"{', '.join(SPLITS)} need one each; add data or give every row a `split`"
     )
-  test_from = 1 - _SHARES["test"]
-  splits = {
-    group: "train" if at < _SHARES["train"] else "val" if at < test_from else "test"
-    for group, at in position.items()
-  }
+  splits = {group: hash_split(group) for group in position}
   for split in SPLITS:
     sizes = collections.Counter(splits.values())
     if not sizes[split]:

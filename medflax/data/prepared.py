@@ -145,7 +145,7 @@ class PreparedDataset:
 
   def sample(self, split: str, index: int) -> Sample:
     """Reads record `index` of a split and decodes its media."""
-    record = json.loads(self._shards[split][index])
+    record = json.loads(self._stored(split, index))
     return Sample(
       id=record["id"],
       media=tuple(self._media(kind, number) for kind, number in record["media"]),
@@ -158,8 +158,16 @@ class PreparedDataset:
       meta=record["meta"] | {"answer_type": record["answer_type"]},
     )
 
+  def _stored(self, part: str, index: int) -> bytes:
+    try:
+      return self._shards[part][index]
+    except RuntimeError:  # the shards have checksums
+      raise UserError(
+        f"{self._root} has damaged {part} shards (record {index}); prepare it again elsewhere"
+      ) from None
+
   def _media(self, kind: str, number: int) -> Media:
-    scan = show(store.decode_media(self._shards[MEDIA][number]))
+    scan = show(store.decode_media(self._stored(MEDIA, number)))
     return to_media(fit(to_bytes(scan), self._sizes[kind]) if kind in self._sizes else scan)
 
 

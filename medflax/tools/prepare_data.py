@@ -31,6 +31,7 @@ def report(summary: dict[str, Any]) -> list[str]:
   counts = [f"{count:,} {split}" for split, count in summary["records"].items()]
   media = [f"{count:,} {kinds}" for kinds, count in summary["media"].items()]
   lines = [f"{summary['name']} {summary['version']}: {', '.join([*counts, *media])}"]
+  lines.append(f"licence: {summary['licence'] or 'none stated'} ({summary['url']})")
   rejected = sum(summary["rejected"].values())
   if rejected:
     lines.append(f"rejected: {rejected:,} records or rows, listed in {REJECTED}")

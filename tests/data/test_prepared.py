@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -117,14 +118,22 @@ def test_a_folder_that_is_none_is_told(tmp_path):
     load(tmp_path)
 
 
+def test_flipped_bits_are_told(root, tmp_path):
+  copy = tmp_path / "copy"
+  shutil.copytree(root, copy)
+  shard = copy / "media-00000.array_record"
+  content = bytearray(shard.read_bytes())
+  content[200] ^= 1
+  shard.write_bytes(content)
+  samples = load(copy).samples("vqa", "train")
+  with pytest.raises(UserError, match=r"has damaged media shards \(record 0\)"):
+    [samples[i] for i in range(4)]
+
+
 @pytest.mark.parametrize("damage", ["missing", "short", "swapped"])
 def test_damaged_folders_are_told(root, tmp_path, damage):
   copy = tmp_path / "copy"
-  copy.mkdir()
-  for path in root.rglob("*"):
-    if path.is_file():
-      (copy / path.relative_to(root)).parent.mkdir(exist_ok=True)
-      (copy / path.relative_to(root)).write_bytes(path.read_bytes())
+  shutil.copytree(root, copy)
   shard = copy / "train-00000.array_record"
   if damage == "missing":
     shard.unlink()

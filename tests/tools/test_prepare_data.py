@@ -39,6 +39,7 @@ def test_it_says_what_is_there_and_what_is_not(source, tmp_path, capsys):
   assert first.startswith("slake_en 1.0-")
   assert first.endswith(": 2 train, 1 test, 1 images")
   assert rest == [
+    "licence: none stated (https://www.med-vqa.com/slake)",
     "rejected: 1 records or rows, listed in rejected.jsonl",
     "differs: train: 3 of the 4,919 published",
     "differs: val: 0 of the 1,053 published (not found: validate.json)",

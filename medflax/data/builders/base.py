@@ -1,19 +1,18 @@
 """What a builder of a data set declares, and what it turns every row of its source into."""
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from medflax.data.builders.source import Row, SourceFolder
 from medflax.data.documents import IMAGE, IMAGE_TOKEN
+from medflax.data.manifest import hash_fraction
 from medflax.utils import UserError
 
 OPEN, CLOSED = "open", "closed"
 MEDIA = "media"  # names the shards of media files beside those of the splits
 _PLAIN = re.compile(r"[a-z][a-z0-9_]*")  # a split's name is part of file names
-_SHARES = (("train", 0.8), ("val", 0.9), ("test", 1.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Record:
     answer_type: open or closed, as the data says, never guessed from the answer.
     choices: the options of a closed question.
     meta: anything else that results can be sliced by.
+    place: the row that it comes from; filled in by `Builder.read`, not stored.
   """
 
   id: str
@@ -45,6 +45,7 @@ class Record:
   answer_type: str = OPEN
   choices: tuple[str, ...] = ()
   meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  place: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Builder:
     if problem:
       return Rejected(row.place, record.id, record.split, problem)
     seen.add(record.id)
-    return dataclasses.replace(record, topic=record.topic or record.task)
+    return dataclasses.replace(record, topic=record.topic or record.task, place=row.place)
 
   def _problem(self, record: Record) -> str:
     """What is wrong with a record; ""."""
@@ -163,17 +164,6 @@ def answer_type(row: Row, *names: str) -> str:
 def yes_no_type(answer: str) -> str:
   """CLOSED for yes and no, OPEN otherwise: for data sets whose papers divide questions so."""
   return CLOSED if answer.lower() in ("yes", "no") else OPEN
-
-
-def hash_fraction(name: str) -> float:
-  """A number in [0, 1) that depends on a name alone."""
-  return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
-
-
-def hash_split(group: str) -> str:
-  """train, val or test by 80, 10 and 10 %, where the owner of the data names none."""
-  at = hash_fraction(group)
-  return next(split for split, below in _SHARES if at < below)
 
 
 def hash_choice(options: Sequence[str], name: str) -> str:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
-from medflax.data.builders.base import CLOSED, Builder, Record, hash_split, images
+from medflax.data.builders.base import CLOSED, Builder, Record, images
 from medflax.data.builders.source import Row, SourceFolder
 from medflax.data.documents import IMAGE
+from medflax.data.manifest import hash_split
 
 # Column of the table: the question, and what its values are called.
 _QUESTIONS = {

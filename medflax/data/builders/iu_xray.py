@@ -9,10 +9,11 @@ import collections
 import dataclasses
 from collections.abc import Iterator
 
-from medflax.data.builders.base import Builder, Record, hash_split, images
+from medflax.data.builders.base import Builder, Record, images
 from medflax.data.builders.reports import FINDINGS, IMPRESSION, REPORT_TASKS, report_records
 from medflax.data.builders.source import Row, SourceFolder
 from medflax.data.documents import IMAGE
+from medflax.data.manifest import hash_split
 from medflax.utils import UserError
 
 _VIEWS = ("Frontal", "Lateral")  # the order in which a report's images are shown

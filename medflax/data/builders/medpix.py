@@ -15,11 +15,11 @@ from medflax.data.builders.base import (
   Record,
   answer_type,
   hash_choice,
-  hash_split,
   images,
 )
 from medflax.data.builders.source import Row, SourceFolder
 from medflax.data.documents import IMAGE
+from medflax.data.manifest import hash_split
 
 MAX_IMAGES = 10
 _SPLITS = {"train": "train", "dev": "val", "test": "test"}  # as they are called there, and here

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import nibabel.nifti1
 import numpy as np
 
-from medflax.data.builders.base import CLOSED, OPEN, Builder, Record, hash_split
+from medflax.data.builders.base import CLOSED, OPEN, Builder, Record
 from medflax.data.builders.source import Row, SourceFolder
 from medflax.data.documents import VOLUME
+from medflax.data.manifest import hash_split
 from medflax.utils import UserError
 
 CT, MR = "CT", "MR"

@@ -8,10 +8,11 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 
-from medflax.data.builders.base import Builder, Record, hash_choice, hash_split, images
+from medflax.data.builders.base import Builder, Record, hash_choice, images
 from medflax.data.builders.roco import CAPTION, CAPTION_QUESTIONS
 from medflax.data.builders.source import Row, SourceFolder
 from medflax.data.documents import IMAGE
+from medflax.data.manifest import hash_split
 
 _IMAGES = ("images", "caption_T060_filtered_top4_sep_v0_subfigures", "figures")
 

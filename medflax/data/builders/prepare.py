@@ -8,7 +8,9 @@ the same bytes as in one go. All of it follows from the source's files alone.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import itertools
 import json
@@ -27,6 +29,7 @@ from medflax.utils import UserError, write_atomic
 
 CHUNK_ROWS = 4096
 CHUNK_BYTES = 2**28  # of media files
+LOCK = "lock"
 AHEAD = 32  # media files that are held in memory
 
 
@@ -76,12 +79,15 @@ def prepare(
   folder = SourceFolder(source)
   root = _open_target(pathlib.Path(target), folder.root)
   writer = _Writer(builder, folder, root)
-  with tqdm.tqdm(desc=builder.name, unit=" rows", disable=None) as progress:
+  with (
+    _locked(root / store.CHUNKS / LOCK),
+    tqdm.tqdm(desc=builder.name, unit=" rows", disable=None) as progress,
+  ):
     for number, chunk in enumerate(_chunks(builder, folder, chunk_rows)):
       writer.add(number, chunk)
       progress.set_postfix(rejected=len(writer.rejected), refresh=False)
       progress.update(chunk.rows)
-  return writer.finish()
+    return writer.finish()
 
 
 def _open_target(target: pathlib.Path, source: pathlib.Path) -> pathlib.Path:
@@ -96,6 +102,17 @@ def _open_target(target: pathlib.Path, source: pathlib.Path) -> pathlib.Path:
   (target / store.CHUNKS).mkdir(parents=True, exist_ok=True)
   (target / store.INDEX).mkdir(exist_ok=True)
   return target
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+  """Keeps a second process out; the lock goes with the process, however that ends."""
+  with path.open("a") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(f"{path.parent.parent} is being prepared by another process") from None
+    yield
 
 
 def _chunks(builder: Builder, source: SourceFolder, chunk_rows: int) -> Iterator[Chunk]:
@@ -316,4 +333,4 @@ def _rejected(
     else:
       reasons = [broken[medium] for medium in item.media if medium in broken]
       if reasons:
-        yield dataclasses.asdict(Rejected("", item.id, item.split, reasons[0]))
+        yield dataclasses.asdict(Rejected(item.place, item.id, item.split, reasons[0]))

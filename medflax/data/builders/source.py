@@ -188,6 +188,17 @@ class SourceFolder:
     for split, name in tables.items():
       yield from self.rows(name, split, **options)
 
+  def text(self, name: str) -> str:
+    """The content of a text file.
+
+    Raises:
+      UserError: if there is none or it is not UTF-8.
+    """
+    try:
+      return self.file(name).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+      raise UserError(f"{name} is not UTF-8; download it again") from None
+
   def json(self, name: str) -> Any:
     """The content of a JSON file.
 

@@ -11,10 +11,12 @@ import posixpath
 import urllib.parse
 from collections.abc import Iterator
 
-from medflax.data.builders.base import Builder, Record, hash_fraction, images
+from medflax.data.builders.base import Builder, Record, images
 from medflax.data.builders.interleave import Piece, segments
 from medflax.data.builders.source import Row, SourceFolder
 from medflax.data.documents import IMAGE
+from medflax.data.manifest import hash_fraction
+from medflax.utils import UserError
 
 MAX_IMAGES, MAX_WORDS = 10, 1500
 VAL_SHARE = 0.05
@@ -81,9 +83,9 @@ def _rows(source: SourceFolder) -> Iterator[Row]:
     book = pathlib.PurePosixPath(name).parts[0]
     split = "val" if hash_fraction(book) < VAL_SHARE else "train"
     try:
-      text = source.file(name).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-      yield Row(name, number, {}, split, "is not UTF-8")
+      text = source.text(name)
+    except UserError as error:
+      yield Row(name, number, {}, split, str(error))
       continue
     page = _Page(posixpath.dirname(name))
     page.feed(text)

@@ -9,17 +9,10 @@ results use: all phrasings for training, the same 451 test questions.
 import dataclasses
 from collections.abc import Iterator
 
-from medflax.data.builders.base import (
-  CLOSED,
-  OPEN,
-  Builder,
-  Record,
-  answer_type,
-  hash_fraction,
-  images,
-)
+from medflax.data.builders.base import CLOSED, OPEN, Builder, Record, answer_type, images
 from medflax.data.builders.source import Row, SourceFolder
 from medflax.data.documents import IMAGE
+from medflax.data.manifest import hash_fraction
 
 _IMAGES = ("VQA_RAD Image Folder", "images")
 _TEST_SHARE = 0.1

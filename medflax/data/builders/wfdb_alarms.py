@@ -7,9 +7,10 @@ and whether it is a true one. Other comments of a header, which may tell of a pa
 import re
 from collections.abc import Iterator
 
-from medflax.data.builders.base import CLOSED, OPEN, Builder, Record, hash_split
+from medflax.data.builders.base import CLOSED, OPEN, Builder, Record
 from medflax.data.builders.source import Row, SourceFolder
 from medflax.data.documents import SIGNAL
+from medflax.data.manifest import hash_split
 from medflax.data.readers.wfdb import read_wfdb
 from medflax.utils import UserError
 

@@ -1,4 +1,5 @@
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import json
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 
 from medflax.data.builders import BUILDERS, store
 from medflax.data.builders import prepare as prepare_lib
-from medflax.data.builders.base import Builder, Record, Rejected, hash_split, images
+from medflax.data.builders.base import Builder, Record, Rejected, images
 from medflax.data.builders.prepare import prepare, shortfalls
 from medflax.data.builders.source import Row, SourceFolder
 from medflax.data.documents import IMAGE
+from medflax.data.manifest import hash_split
 from medflax.data.prepared import PreparedDataset
 from medflax.utils import UserError
 
@@ -124,10 +126,10 @@ def test_everything_is_counted(layout, tmp_path):
   rejected = [json.loads(line) for line in lines]
   # Row 6 has no answer; rows 5, 15 and 7 need the broken image.
   assert [(item["place"], item["id"]) for item in rejected] == [
-    ("", "r5"),
+    ("table.jsonl row 5", "r5"),
     ("table.jsonl row 6", ""),
-    ("", "r7"),
-    ("", "r15"),
+    ("table.jsonl row 7", "r7"),
+    ("table.jsonl row 15", "r15"),
   ]
   assert sum(summary["records"].values()) == ROWS - 4
   assert summary["rows"] == ROWS
@@ -189,6 +191,16 @@ def test_nothing_is_overwritten_and_nothing_written_elsewhere(layout, tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "source", "t"]
   with pytest.raises(UserError, match="is not a folder"):
     prepare(TOY, tmp_path / "nothing", tmp_path / "u")
+
+
+def test_two_processes_do_not_write_one_folder(layout, tmp_path):
+  folder = tmp_path / "t" / store.CHUNKS
+  folder.mkdir(parents=True)
+  with (folder / prepare_lib.LOCK).open("a") as other:
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="is being prepared by another process"):
+      prepare(TOY, layout, tmp_path / "t")
+  prepare(TOY, layout, tmp_path / "t")
 
 
 def test_a_source_without_a_usable_record_leaves_nothing(source, tmp_path, write):

@@ -25,6 +25,6 @@ def test_books_become_documents(write, picture, build, shades):
   broken, outside, encoding = sorted(built.reasons, key=lambda reason: "UTF" in reason)
   assert "cell.png is broken" in broken + outside
   assert "leads out of the data folder" in broken + outside
-  assert encoding == "is not UTF-8"
+  assert encoding == "Pathology/ch3.html is not UTF-8; download it again"
   documents = built.data.documents("page", first.source.split)
   assert documents[0].id == "Anatomy/ch1-0"
