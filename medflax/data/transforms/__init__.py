@@ -65,7 +65,7 @@ def build_transforms(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Trans
 
 
 def _build(name: str, options: Mapping[str, Any]) -> Transform:
-  fields = [field.name for field in dataclasses.fields(TRANSFORMS[name])]
+  fields = {field.name: field for field in dataclasses.fields(TRANSFORMS[name])}
   for option in options:
     pick(fields, option, f"option of transform {name}")
   try:

@@ -37,6 +37,7 @@ _WHOLE = (
 _IDEOGRAPHS = "左右上下前后後侧側两兩双雙旁边邊"  # left, right, up, down, front, back, side, both
 
 _WORDS = re.compile(rf"\b(?:(?:{'|'.join(_STEMS)})\w*|(?:{'|'.join(_WHOLE)}))\b|[{_IDEOGRAPHS}]")
+_UNSEEN = ("Mn", "Cf")  # accents, soft hyphens, marks of width zero
 _READABLE = re.compile(r"[\x00-\x7f\u2000-\u206f\u3000-\u303f\u4e00-\u9fff\uff00-\uffef°μ×±·]*")
 
 
@@ -47,5 +48,5 @@ def mentions_side(text: str) -> bool:
   not matter. It errs on the side of True: a picture less is mirrored.
   """
   plain = unicodedata.normalize("NFKD", text.casefold())
-  plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
+  plain = "".join(letter for letter in plain if unicodedata.category(letter) not in _UNSEEN)
   return bool(_WORDS.search(plain)) or not _READABLE.fullmatch(plain)
