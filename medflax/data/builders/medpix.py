@@ -2,10 +2,11 @@
 
 Three kinds of questions: those of the templates, where `vqa_templated/` is there; each image's
 caption; and about all images of a case (up to ten, as RadFM has it) what is seen and what it is,
-given the patient's history.
+given the patient's history. What a case does not tell ("N/A") is not asked.
 """
 
 import collections
+import re
 from collections.abc import Iterator
 
 from medflax.data.builders.base import (
@@ -20,6 +21,7 @@ from medflax.data.builders.base import (
 from medflax.data.builders.source import Row, SourceFolder
 from medflax.data.documents import IMAGE
 from medflax.data.manifest import hash_split
+from medflax.utils import UserError
 
 MAX_IMAGES = 10
 _SPLITS = {"train": "train", "dev": "val", "test": "test"}  # as they are called there, and here
@@ -81,22 +83,23 @@ def _template(row: Row) -> Iterator[Record]:
 
 def _caption(row: Row) -> Iterator[Record]:
   name, description = row.text("image"), row.within("Description")
-  caption = description.text("Caption", optional=True)
-  if caption and not caption.startswith(_PLACEHOLDER):
-    yield Record(
-      id=f"caption-{name}",
-      split=row.split,
-      task="caption",
-      question=hash_choice(_CAPTION, name),
-      answer=caption,
-      group=row.text("U_id"),
-      media=images(f"images/{name}{row.text('suffix')}"),
-      meta={
-        "modality": description.text("Modality", optional=True),
-        "plane": description.text("Plane", optional=True),
-        "location": row.text("Location Category", optional=True),
-      },
-    )
+  caption = description.text("Caption")
+  if caption.startswith(_PLACEHOLDER):
+    raise UserError(f"{name} has the placeholder for a caption, no caption")
+  yield Record(
+    id=f"caption-{name}",
+    split=row.split,
+    task="caption",
+    question=hash_choice(_CAPTION, name),
+    answer=caption,
+    group=row.text("U_id"),
+    media=images(f"images/{name}{row.text('suffix')}"),
+    meta={
+      "modality": description.text("Modality", optional=True),
+      "plane": description.text("Plane", optional=True),
+      "location": row.text("Location Category", optional=True),
+    },
+  )
 
 
 def _case(row: Row) -> Iterator[Record]:
@@ -104,7 +107,7 @@ def _case(row: Row) -> Iterator[Record]:
   media = images(*(f"images/{name}" for name in row.fields["images"]))
   history = told.text("History", optional=True)
   for task, (field, question) in _CASE_QUESTIONS.items():
-    answer = told.text(field, optional=True).replace("• ", "")
+    answer = re.sub(r"•\s*", "", told.text(field, optional=True))
     if media and answer.lower() not in _MISSING:
       has_history = history.lower() not in _MISSING
       yield Record(

@@ -1,7 +1,8 @@
 """Medical Segmentation Decathlon (Antonelli et al., 2022): questions that its masks answer.
 
 One or several of its tasks, told apart by the names of their files. Masks are public for the
-training cases alone, which are split by a hash. Tasks 1 and 5 hold several volumes a file.
+training cases alone, which are split by a hash. Modality and organ are questions only where there
+are several tasks. Tasks 1 and 5 hold several volumes a file, and are rejected.
 """
 
 import pathlib

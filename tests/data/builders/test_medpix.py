@@ -16,7 +16,7 @@ def description(name, case, caption="A mass.", **fields):
 
 
 def case(name, **told):
-  findings = {"History": "Cough.", "Findings": "• A mass.", "Case Diagnosis": "Cancer"}
+  findings = {"History": "Cough.", "Findings": "•  A mass.", "Case Diagnosis": "Cancer"}
   return {"U_id": name, "Case": findings | {"Differential Diagnosis": "N/A"} | told}
 
 
@@ -77,7 +77,9 @@ def test_templates_captions_and_cases(layout, build, shades):
 def test_a_broken_image_rejects_all_that_needs_it(layout, build):
   built = build("medpix")
   assert "test" not in built.samples
+  assert "MPX1_b has the placeholder for a caption, no caption" in built.reasons
   assert sorted(item["id"] for item in built.rejected) == [
+    "",
     "",
     "caption-MPX3_a",
     "diagnosis-MPX3",
