@@ -2,12 +2,13 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tqdm
+from jaxtyping import Float, UInt8
 
-from medflax.data.documents import IMAGE
+from medflax.data.documents import IMAGE, VOLUME
 from medflax.leakage.pictures import alignment, hashes, zoomed_hashes
 from medflax.leakage.search import nearest, pairs_above
 from medflax.leakage.sides import Side
@@ -31,13 +32,18 @@ _CANDIDATES = 5  # a crop is looked for among so many of the nearest hashes
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """From which score on, of at most 1, two media count as the same.
+  """From which score on, of at most 1, two media count as the same; docs/data.md has the tests.
 
-  Measured on MedPix and Hannover's chest X-rays: see docs/data.md.
+  Attributes:
+    phash: the cosine of hashes: 14 of 143 bits may differ.
+    crop: the alignment of two images.
+    volume: the mean alignment of the views of two volumes.
+    embedding: the cosine of two embeddings.
   """
 
   phash: float = 0.8
   crop: float = 0.76
+  volume: float = 0.62
   embedding: float = 0.998
 
 
@@ -134,13 +140,12 @@ def _media_pairs(
   for number, medium in enumerate(evaluated.media):
     if medium.digest in by_digest:
       yield PIXELS, by_digest[medium.digest], number, 1.0
-  for kind in train.prints:
-    for reason, i, j, score in _print_pairs(train.prints[kind], evaluated.prints[kind], limits):
-      yield reason, i, j, score
+  for kind, least in {IMAGE: limits.crop, VOLUME: limits.volume}.items():
+    yield from _print_pairs(train.prints[kind], evaluated.prints[kind], limits.phash, least)
   image = lambda side: (side.prints[IMAGE][0], side.prints[IMAGE][1])
   sliced = lambda side: (side.slices[0], side.slices[1][:, None])
   for a, b in ((sliced(train), image(evaluated)), (image(train), sliced(evaluated))):
-    for _, i, j, score in _print_pairs(a, b, limits):
+    for _, i, j, score in _print_pairs(a, b, limits.phash, limits.crop):
       yield SLICE, i, j, score
   for kind in train.vectors.keys() & evaluated.vectors.keys():
     (rows, a), (columns, b) = train.vectors[kind], evaluated.vectors[kind]
@@ -149,7 +154,10 @@ def _media_pairs(
 
 
 def _print_pairs(
-  train: tuple[np.ndarray, np.ndarray], evaluated: tuple[np.ndarray, np.ndarray], limits: Limits
+  train: tuple[np.ndarray, np.ndarray],
+  evaluated: tuple[np.ndarray, np.ndarray],
+  phash: float,
+  crop: float,
 ) -> Iterator[tuple[str, int, int, float]]:
   """Pairs of media whose fingerprints [n, views, side, side] match."""
   (rows, a), (columns, b) = train, evaluated
@@ -158,7 +166,7 @@ def _print_pairs(
   mine = _of_views(a, lambda view: hashes(view)[None])[0]
   zoomed = _of_views(b, zoomed_hashes)
   sure = set()
-  for i, j, score in pairs_above(mine, zoomed[0], limits.phash):
+  for i, j, score in pairs_above(mine, zoomed[0], phash):
     sure.add((i, j))
     yield PHASH, int(rows[i]), int(columns[j]), score
   candidates = nearest(zoomed, mine, _CANDIDATES)
@@ -167,12 +175,14 @@ def _print_pairs(
     for i in found.tolist():
       if (i, j) not in sure:
         score = float(np.mean([alignment(x, y) for x, y in zip(a[i], b[j], strict=True)]))
-        if score >= limits.crop:
+        if score >= crop:
           yield CROP, int(rows[i]), int(columns[j]), score
 
 
-def _of_views(prints: np.ndarray, hashed) -> np.ndarray:
-  """The hashes [zooms, n, bits] of all views of a medium as one unit vector."""
+def _of_views(
+  prints: UInt8[np.ndarray, "n views s s"], hashed: Callable[[np.ndarray], np.ndarray]
+) -> Float[np.ndarray, "zooms n bits"]:
+  """The hashes of all views of a medium as one unit vector."""
   views = [hashed(prints[:, view]) for view in range(prints.shape[1])]
   return np.concatenate(views, axis=-1) / np.float32(np.sqrt(len(views)))
 

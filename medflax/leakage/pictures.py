@@ -53,10 +53,25 @@ def fingerprint(picture: Shaped[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "SIDE
 
 
 def views(media: Media) -> list[Shaped[np.ndarray, "_ _ c"]]:
-  """An image itself; a volume's mean along each of its axes; none of a signal."""
+  """An image itself; a volume's mean along each of its axes; none of a signal.
+
+  Volumes lose the black around them, which would be most of what two have in common.
+  """
   if media.kind == VOLUME:
-    return [media.array.mean(axis=axis, dtype=np.float32) for axis in range(3)]
+    trimmed = _trimmed(media.array)
+    return [trimmed.mean(axis=axis, dtype=np.float32) for axis in range(3)]
   return [media.array] if media.kind == IMAGE else []
+
+
+def _trimmed(volume: Shaped[np.ndarray, "d h w c"]) -> Shaped[np.ndarray, "_ _ _ c"]:
+  filled = volume.any(axis=-1)
+  for axis in range(3):
+    others = tuple(other for other in range(3) if other != axis)
+    inside = np.flatnonzero(filled.any(axis=others))
+    if len(inside):
+      volume = volume.take(range(inside[0], inside[-1] + 1), axis=axis)
+      filled = filled.take(range(inside[0], inside[-1] + 1), axis=axis)
+  return volume
 
 
 def hashes(prints: UInt8[np.ndarray, "n s s"]) -> Float[np.ndarray, "n bits"]:
