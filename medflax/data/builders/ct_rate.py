@@ -19,10 +19,11 @@ _NAME = "VolumeName"
 
 
 def _rows(source: SourceFolder) -> Iterator[Row]:
-  prefix = source.folder("dataset", ".")
+  root = source.folder("dataset", ".")
   for split, official in _SPLITS.items():
+    folder = source.folder(f"{root}/{official}", f"{root}/{official}_fixed")
     labels = {
-      row.fields[_NAME]: {
+      row.column(_NAME): {
         label: value.strip() in ("1", "1.0")
         for label, value in row.fields.items()
         if label != _NAME
@@ -33,7 +34,7 @@ def _rows(source: SourceFolder) -> Iterator[Row]:
     }
     for name in source.found(f"**/{official}*_reports.csv"):
       for row in source.rows(name, split):
-        yield row.of(labels=labels.get(row.fields.get(_NAME), {}), prefix=f"{prefix}/{official}")
+        yield row.of(labels=labels.get(row.fields.get(_NAME), {}), folder=folder)
 
 
 def _records(row: Row) -> Iterator[Record]:
@@ -41,7 +42,7 @@ def _records(row: Row) -> Iterator[Record]:
   name = volume.removesuffix(".nii.gz")
   split, number, scan, *_ = [*name.split("_"), "", ""]
   patient = f"{split}_{number}"  # of train_1_a_2: patient 1, scan a, reconstruction 2
-  media = ((VOLUME, f"{row.text('prefix')}/{patient}/{patient}_{scan}/{volume}"),)
+  media = ((VOLUME, f"{row.text('folder')}/{patient}/{patient}_{scan}/{volume}"),)
   told = {
     FINDINGS: row.text("Findings_EN", optional=True),
     IMPRESSION: row.text("Impressions_EN", optional=True),

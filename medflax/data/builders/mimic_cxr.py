@@ -33,12 +33,12 @@ def _table(source: SourceFolder, name: str) -> Iterator[Row]:
 def _rows(source: SourceFolder) -> Iterator[Row]:
   """A row a study, in the order of the table of splits."""
   views = {
-    row.fields["dicom_id"]: row.fields.get("ViewPosition", "")
+    row.column("dicom_id"): row.column("ViewPosition")
     for row in _table(source, "metadata")
     if not row.problem
   }
   labels = {
-    row.fields["study_id"]: _labels(row) for row in _table(source, "chexpert") if not row.problem
+    row.column("study_id"): _labels(row) for row in _table(source, "chexpert") if not row.problem
   }
   studies: dict[str, Row] = {}
   for row in _table(source, "split"):
@@ -48,15 +48,15 @@ def _rows(source: SourceFolder) -> Iterator[Row]:
     )
     if row.problem:
       continue
-    if views.get(row.fields["dicom_id"]) in FRONTAL:
-      known.fields["paths"].append(f"{_folder(row)}/{row.fields['dicom_id']}.jpg")
+    if views.get(row.column("dicom_id")) in FRONTAL:
+      known.fields["paths"].append(f"{_folder(row)}/{row.column('dicom_id')}.jpg")
   for study, row in studies.items():
     report = "" if row.problem else _report(source, f"{_folder(row)}.txt")
     yield row.of(labels=labels.get(study, {}), report=report)
 
 
 def _folder(row: Row) -> str:
-  subject, study = (row.fields[key] for key in _KEYS)
+  subject, study = (row.column(key) for key in _KEYS)
   return f"files/p{subject[:2]}/p{subject}/s{study}"
 
 

@@ -62,6 +62,16 @@ class Row:
       raise UserError(f"has no object {name!r}")
     return dataclasses.replace(self, fields=value)
 
+  def column(self, name: str) -> Any:
+    """A field without which the whole table is of no use: a key that joins it to another.
+
+    Raises:
+      UserError: if there is none, naming the table.
+    """
+    if name not in self.fields:
+      raise UserError(f"{self.table} has no column {name!r}; download it again")
+    return self.fields[name]
+
   def text(self, *names: str, optional: bool = False) -> str:
     """The first of the fields `names` that there is, as stripped text.
 

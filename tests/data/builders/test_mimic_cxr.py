@@ -1,5 +1,9 @@
 import gzip
 
+import pytest
+
+from medflax.utils import UserError
+
 REPORT = """                                 FINAL REPORT
  INDICATION:  ___F with cough
 
@@ -47,3 +51,9 @@ def test_studies_reports_and_labels(write, picture, build, shades):
   assert [sample.id for sample in built.samples["val"]] == ["s3-pleural_effusion"]
   assert built.reasons == [*[f"{folder}/s2/dd.jpg is broken"] * 2, "study s4 has no frontal view"]
   assert built.data.samples("vqa", "train").topics[2:] == ["label edema", "label pleural effusion"]
+
+
+def test_a_table_without_its_key_is_told(write, build):
+  write("mimic-cxr-2.0.0-split.csv", "dicom,study_id,subject_id,split\naa,1,10000032,train\n")
+  with pytest.raises(UserError, match=r"split\.csv has no column 'dicom_id'"):
+    build("mimic_cxr")
