@@ -79,15 +79,22 @@ def prepare(
   folder = SourceFolder(source)
   root = _open_target(pathlib.Path(target), folder.root)
   writer = _Writer(builder, folder, root)
+  resumed = any((root / store.CHUNKS).glob("*.json"))
   with (
     _locked(root / store.CHUNKS / LOCK),
     tqdm.tqdm(desc=builder.name, unit=" rows", disable=None) as progress,
   ):
-    for number, chunk in enumerate(_chunks(builder, folder, chunk_rows)):
-      writer.add(number, chunk)
-      progress.set_postfix(rejected=len(writer.rejected), refresh=False)
-      progress.update(chunk.rows)
-    return writer.finish()
+    try:
+      for number, chunk in enumerate(_chunks(builder, folder, chunk_rows)):
+        writer.add(number, chunk)
+        progress.set_postfix(rejected=len(writer.rejected), refresh=False)
+        progress.update(chunk.rows)
+      return writer.finish()
+    except UserError:
+      if not (resumed or writer.worthwhile):
+        shutil.rmtree(root / store.CHUNKS)
+        (root / store.INDEX).rmdir()
+      raise
 
 
 def _open_target(target: pathlib.Path, source: pathlib.Path) -> pathlib.Path:
@@ -156,6 +163,11 @@ class _Writer:
     self._columns: dict[str, dict[str, list[str]]] = {}
     self._identity = hashlib.sha256(f"{builder.name} {builder.version}".encode())
     self.rejected: list[dict[str, Any]] = []
+
+  @property
+  def worthwhile(self) -> bool:
+    """Whether there is a usable record, so that it pays to go on."""
+    return bool(self._columns)
 
   def add(self, number: int, chunk: Chunk) -> None:
     """Writes a chunk, unless that is done, and takes it into account."""
@@ -260,10 +272,8 @@ class _Writer:
 
   def finish(self) -> dict[str, Any]:
     """Writes what is left to write, `dataset.json` last."""
-    if not self._columns:
+    if not self.worthwhile:
       reason = f", the first: {self.rejected[0]['reason']}" if self.rejected else ""
-      shutil.rmtree(self._root / store.CHUNKS)
-      (self._root / store.INDEX).rmdir()
       raise UserError(f"{self._source.root} has no usable record{reason}")
     lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in self.rejected]
     write_atomic(self._root / store.REJECTED, "".join(lines))
@@ -289,6 +299,7 @@ class _Writer:
       "group": declared.group,
       "answers": declared.answers,
       "interleaved": declared.interleaved,
+      "features": store.FEATURES,
       "tasks": [task for task in declared.tasks if task in tasks],
       "media_per_sample": self._most,
       "rows": self._rows,

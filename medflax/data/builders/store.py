@@ -31,6 +31,13 @@ from medflax.utils import UserError
 
 FORMAT = 1
 DATASET, INDEX, REJECTED, CHUNKS = "dataset.json", "index", "rejected.jsonl", "unfinished"
+# What a record holds, for readers other than `PreparedDataset`.
+FEATURES = {
+  **dict.fromkeys(("id", "task", "group", "question", "answer", "answer_type"), "text"),
+  "choices": "list of texts",
+  "media": "list of [kind, number of the record in the media shards]",
+  "meta": "object",
+}
 COLUMNS = ("group", "task", "topic")
 
 _FIELDS = ("kind", "spacing", "ratio", "units", "channels")  # of a scan that is stored as an array

@@ -20,7 +20,7 @@ _TEST_SHARE = 0.1
 
 def _official(source: SourceFolder) -> Iterator[Row]:
   folder = source.folder(*_IMAGES)
-  for name in source.names("VQA_RAD Dataset Public*.json"):
+  for name in source.found("VQA_RAD Dataset Public*.json"):
     for row in source.rows(name):
       is_test = str(row.fields.get("phrase_type", "")).startswith("test")
       yield row.of(split="test" if is_test else "train", folder=folder)

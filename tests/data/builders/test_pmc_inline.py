@@ -21,7 +21,7 @@ def test_articles_become_documents(write, picture, build, shades):
   text = "Before. <image>See Figure 1. <image>A stray mark, and Figure 2."
   assert (sample.id, sample.answer, sample.question) == ("PMC1-0", text, "")
   assert (sample.task, sample.group, shades(sample)) == ("article", "PMC1", [10, 20])
-  [document] = built.data.documents("article", "train")
+  document = built.data.documents("article", "train")[0]
   first, second = sample.media
   assert [type(segment) for segment in document.segments] == [Text, Media, Text, Media, Text]
   assert document.segments[0] == Text("Before. ", loss=True)

@@ -116,8 +116,10 @@ def test_a_source_that_has_changed_meanwhile_is_told(layout, tmp_path, write, mo
   monkeypatch.setattr(prepare_lib._Writer, "finish", lambda self: {})
   prepare(TOY, layout, tmp_path / "t", chunk_rows=4)
   write("table.jsonl", (layout / "table.jsonl").read_text().replace('"1"', '"one"'))
+  before = contents(tmp_path / "t")
   with pytest.raises(UserError, match=r"is not what .* was begun with"):
     prepare(TOY, layout, tmp_path / "t", chunk_rows=4)
+  assert contents(tmp_path / "t") == before
 
 
 def test_everything_is_counted(layout, tmp_path):
@@ -235,6 +237,15 @@ def test_records_keep_to_what_is_declared(source, change, reason):
   )
   [[item]] = builder.read(SourceFolder(source))
   assert item == Rejected("t row 1", "a", change.get("split", "train"), reason)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_folder_of_something_else_is_refused(name, source, tmp_path, write):
+  write("readme.txt", "nothing here")
+  with pytest.raises(UserError, match=rf"holds no {name} \(") as caught:
+    prepare(BUILDERS[name], source, tmp_path / "t")
+  assert BUILDERS[name].layout in str(caught.value)
+  assert not any((tmp_path / "t").iterdir())
 
 
 def test_every_builder_is_declared_in_full():
