@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medflax.data.builders.interleave import Piece, segments
@@ -13,6 +13,7 @@ PIECES = st.lists(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(PIECES, st.integers(1, 3), st.integers(1, 8))
 def test_documents_keep_to_their_limits_and_their_images(pieces, max_images, max_words):
   found = list(segments(pieces, max_images=max_images, max_words=max_words, max_pieces=4))
