@@ -5,8 +5,10 @@ from typing import Any
 
 from medflax.data.documents import Dataset
 from medflax.data.folder import FolderDataset
+from medflax.data.mixture import Mixture
 from medflax.data.phantoms import Phantoms
 from medflax.data.prepared import PreparedDataset
+from medflax.data.remote import fetch, is_remote
 
 
 def _phantom(data: Any, seed: int) -> Dataset:
@@ -20,12 +22,25 @@ def _folder(data: Any, seed: int) -> Dataset:
     data.volume_size,
     on_bad_sample=data.on_bad_sample,
     exclude=data.exclude,
+    transforms=data.transforms,
     seed=seed,
   )
 
 
 def _prepared(data: Any, seed: int) -> Dataset:
-  return PreparedDataset(data.root, data.image_size, data.volume_size, seed=seed)
+  root = fetch(data.root, data.cache) if is_remote(data.root) else data.root
+  return PreparedDataset(
+    root, data.image_size, data.volume_size, transforms=data.transforms, seed=seed
+  )
+
+
+def _mixture(data: Any, seed: int) -> Dataset:
+  parts = {}
+  for name, fields in data.sources.items():
+    part = data.copy_and_resolve_references()
+    part.update(fields)
+    parts[name] = DATASETS[part.source](part, seed)
+  return Mixture(parts)
 
 
 # config.data.source → the data set, from config.data and the seed.
@@ -33,4 +48,5 @@ DATASETS: dict[str, Callable[[Any, int], Dataset]] = {
   "phantom": _phantom,
   "folder": _folder,
   "prepared": _prepared,
+  "mixture": _mixture,
 }

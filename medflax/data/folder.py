@@ -7,7 +7,9 @@ import hashlib
 import math
 import os
 import pathlib
+import zlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import tqdm
@@ -15,7 +17,8 @@ import tqdm
 from medflax.data.documents import IMAGE, VOLUME, Media, Sample, Source
 from medflax.data.exclude import read_exclusions, report_exclusions
 from medflax.data.manifest import SPLITS, BadRow, Row, assign_splits, group_rows, parse_manifest
-from medflax.data.readers import read_media
+from medflax.data.media_chain import Draw, MediaChain, sample_text
+from medflax.data.readers import read_kind
 from medflax.data.support import PoolEpisodes, split_episodes
 from medflax.utils import UserError, nearest
 
@@ -46,6 +49,7 @@ class FolderDataset:
     *,
     on_bad_sample: str = "raise",
     exclude: str | os.PathLike = "",
+    transforms: Mapping[str, Any] = MappingProxyType({}),
     seed: int = 0,
     manifest: str = "manifest.jsonl",
   ):
@@ -57,7 +61,8 @@ class FolderDataset:
       volume_size: (D, H, W) that volumes are fitted to.
       on_bad_sample: "raise" an error at the first bad row, or "skip" bad rows and list them.
       exclude: a list of rows to leave out, see `exclude.read_exclusions`; "": none.
-      seed: decides the order of episodes and their support samples, not the splits.
+      transforms: of each kind of media, see `MediaChain`; those of chance in training alone.
+      seed: decides the order of episodes, their support samples and draws, not the splits.
       manifest: name of the manifest in `root`.
 
     Raises:
@@ -69,7 +74,7 @@ class FolderDataset:
       )
     self._root = pathlib.Path(root)
     self._sizes = {IMAGE: tuple(image_size), VOLUME: tuple(volume_size)}
-    self._seed = seed
+    self._chain, self._seed = MediaChain(self._sizes, transforms, seed), seed
     content = _read_manifest(root, manifest)
     rows, bad = parse_manifest(content, self._root)
     self.name = self._root.resolve().name
@@ -115,8 +120,10 @@ class FolderDataset:
     """Data workers read files themselves rather than receive a copy of the cache each."""
     return self.__dict__ | {"_cache": {}}
 
-  def samples(self, task: str, split: str) -> "FolderSamples":
+  def samples(self, task: str, split: str, *, augmented: bool = False) -> "FolderSamples":
     """Random access to the rows of a task and split, in the manifest's order.
+
+    With `augmented` the transforms of chance are drawn.
 
     Raises:
       UserError: if there is no such task or split, or it has no rows.
@@ -133,7 +140,7 @@ class FolderDataset:
         f"data set {self.name!r} has no rows of task {task!r} in split {split!r} ({have} in all); "
         "add some or choose another split"
       )
-    return FolderSamples(self, rows)
+    return FolderSamples(self, rows, augmented)
 
   def episodes(
     self, task: str, split: str, num_shots: int | tuple[int, int], num_episodes: int | None = None
@@ -143,20 +150,22 @@ class FolderDataset:
     Raises:
       UserError: as `samples`, or if the training split is too small for `num_shots`.
     """
+    training = split == "train"
     return split_episodes(
-      self.samples(task, split),
-      lambda: self.samples(ALL_TASKS, "train"),
+      self.samples(task, split, augmented=training),
+      lambda: self.samples(ALL_TASKS, "train", augmented=training),
       num_shots if isinstance(num_shots, int) else (num_shots[0], num_shots[1]),
       seed=(self._seed, SPLITS.index(split)),
-      training=split == "train",
+      training=training,
       num_episodes=num_episodes,
     )
 
-  def sample(self, row: Row) -> Sample:
-    """Decodes a row."""
+  def sample(self, row: Row, epoch: int | None = None) -> Sample:
+    """Decodes a row; `epoch` is that of the draws, None: there are none."""
+    text = sample_text(row.question, row.answer, row.choices)
     return Sample(
       id=row.id,
-      media=tuple(self._media(kind, path) for kind, path in row.media),
+      media=tuple(self._media(kind, path, epoch, text) for kind, path in row.media),
       question=row.question,
       answer=row.answer,
       source=Source(self.name, self.version, row.split),
@@ -166,11 +175,18 @@ class FolderDataset:
       meta=row.meta,
     )
 
-  def _media(self, kind: str, path: str) -> Media:
+  def _media(self, kind: str, path: str, epoch: int | None, text: str) -> Media:
+    if epoch is not None and self._chain.is_random(kind):
+      return self._read(kind, path, Draw(epoch, zlib.crc32(path.encode()), text))
     return self._cache.get((kind, path)) or self._read(kind, path)
 
-  def _read(self, kind: str, path: str) -> Media:
-    return read_media(self._root / path, kind, self._sizes[kind], name=path)
+  def _read(self, kind: str, path: str, draw: Draw | None = None) -> Media:
+    smallest = self._chain.smallest(kind)
+    scan = read_kind(self._root / path, kind, name=path, smallest=smallest)
+    try:
+      return self._chain(scan, draw)
+    except UserError as error:
+      raise UserError(f"{path} {error}") from None
 
   def _decode(self, rows: Sequence[Row]) -> tuple[list[Row], list[BadRow]]:
     """Decodes every file once: the rows that can be used and those that cannot."""
@@ -208,8 +224,8 @@ class FolderSamples:
     topics: the rows' tasks, or the question itself where a row has none.
   """
 
-  def __init__(self, dataset: FolderDataset, rows: Sequence[Row]):
-    self._dataset, self._rows = dataset, rows
+  def __init__(self, dataset: FolderDataset, rows: Sequence[Row], augmented: bool):
+    self._dataset, self._rows, self._augmented = dataset, rows, augmented
     self.groups: Sequence[str] = [row.group for row in rows]
     self.topics: Sequence[str] = [row.task or row.question for row in rows]
 
@@ -217,7 +233,11 @@ class FolderSamples:
     return len(self._rows)
 
   def __getitem__(self, index: int) -> Sample:
-    return self._dataset.sample(self._rows[index])
+    return self.read(index, 0)
+
+  def read(self, index: int, epoch: int) -> Sample:
+    """The row, with the draws of an epoch if there are any."""
+    return self._dataset.sample(self._rows[index], epoch if self._augmented else None)
 
 
 def _read_manifest(root: str | os.PathLike, manifest: str) -> bytes:

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -22,9 +23,8 @@ from medflax.data.documents import (
   Text,
 )
 from medflax.data.folder import ALL_TASKS
-from medflax.data.support import PoolEpisodes, split_episodes
-from medflax.data.transforms.grids import fit
-from medflax.data.transforms.intensity import show, to_bytes, to_media
+from medflax.data.media_chain import Draw, MediaChain, sample_text
+from medflax.data.support import TRAIN_PASSES, PoolEpisodes, split_episodes
 from medflax.utils import UserError, nearest
 
 
@@ -47,6 +47,7 @@ class PreparedDataset:
     image_size: Sequence[int],
     volume_size: Sequence[int],
     *,
+    transforms: Mapping[str, Any] = MappingProxyType({}),
     seed: int = 0,
   ):
     """Reads the index, no sample.
@@ -55,14 +56,15 @@ class PreparedDataset:
       root: the prepared folder.
       image_size: (H, W) that images are fitted to.
       volume_size: (D, H, W) that volumes are fitted to; signals keep their length.
-      seed: decides the order of episodes and their support samples.
+      transforms: of each kind of media, see `MediaChain`; those of chance in training alone.
+      seed: decides the order of episodes, their support samples and draws.
 
     Raises:
       UserError: if the folder is none, is unfinished, or lacks one of its files.
     """
     self._root = pathlib.Path(root)
-    self._sizes = {IMAGE: tuple(image_size), VOLUME: tuple(volume_size)}
-    self._seed = seed
+    sizes = {IMAGE: tuple(image_size), VOLUME: tuple(volume_size)}
+    self._chain, self._seed = MediaChain(sizes, transforms, seed), seed
     self.info = _read_info(self._root)
     self.name: str = self.info["name"]
     self.version: str = self.info["version"]
@@ -93,8 +95,10 @@ class PreparedDataset:
       raise damaged
     return source
 
-  def samples(self, task: str, split: str) -> "PreparedSamples":
+  def samples(self, task: str, split: str, *, augmented: bool = False) -> "PreparedSamples":
     """Random access to the records of a task and split, in the source's order.
+
+    With `augmented` the transforms of chance are drawn.
 
     Raises:
       UserError: if there is no such task or split, or it has no records.
@@ -111,7 +115,7 @@ class PreparedDataset:
         f"data set {self.name!r} has no records of task {task!r} in split {split!r} ({have} in "
         "all); choose another split"
       )
-    return PreparedSamples(self, split, rows, self._columns[split])
+    return PreparedSamples(self, split, rows, self._columns[split], augmented)
 
   def episodes(
     self, task: str, split: str, num_shots: int | tuple[int, int], num_episodes: int | None = None
@@ -124,31 +128,42 @@ class PreparedDataset:
     """
     if self.interleaved:
       raise UserError(f"data set {self.name!r} holds documents, not questions; it has no episodes")
+    training = split == "train"
     return split_episodes(
-      self.samples(task, split),
-      lambda: self.samples(ALL_TASKS, "train"),
+      self.samples(task, split, augmented=training),
+      lambda: self.samples(ALL_TASKS, "train", augmented=training),
       num_shots if isinstance(num_shots, int) else (num_shots[0], num_shots[1]),
       seed=(self._seed, list(self.splits).index(split)),
-      training=split == "train",
+      training=training,
       num_episodes=num_episodes,
     )
 
   def documents(self, task: str, split: str) -> "PreparedDocuments":
-    """The interleaved documents of a task and split.
+    """The interleaved documents of a task and split; training goes over them again and again.
 
     Raises:
       UserError: as `samples`, or if the data set is not interleaved.
     """
     if not self.interleaved:
       raise UserError(f"data set {self.name!r} holds questions, not documents; use its episodes")
-    return PreparedDocuments(self.samples(task, split))
+    training = split == "train"
+    samples = self.samples(task, split, augmented=training)
+    return PreparedDocuments(samples, TRAIN_PASSES if training else 1)
 
-  def sample(self, split: str, index: int) -> Sample:
-    """Reads record `index` of a split and decodes its media."""
+  def sample(self, split: str, index: int, epoch: int | None = None) -> Sample:
+    """Reads record `index` of a split and decodes its media.
+
+    Args:
+      split: a key of `splits`.
+      index: of the record.
+      epoch: of the draws of transforms; None: nothing is left to chance.
+    """
     record = json.loads(self._stored(split, index))
+    text = sample_text(record["question"], record["answer"], record["choices"])
+    draw = lambda number: None if epoch is None else Draw(epoch, number, text)
     return Sample(
       id=record["id"],
-      media=tuple(self._media(kind, number) for kind, number in record["media"]),
+      media=tuple(self._media(kind, number, draw(number)) for kind, number in record["media"]),
       question=record["question"],
       answer=record["answer"],
       source=Source(self.name, self.version, split),
@@ -166,9 +181,13 @@ class PreparedDataset:
         f"{self._root} has damaged {part} shards (record {index}); prepare it again elsewhere"
       ) from None
 
-  def _media(self, kind: str, number: int) -> Media:
-    scan = show(store.decode_media(self._stored(MEDIA, number)))
-    return to_media(fit(to_bytes(scan), self._sizes[kind]) if kind in self._sizes else scan)
+  def _media(self, kind: str, number: int, draw: Draw | None) -> Media:
+    stored = self._stored(MEDIA, number)
+    scan = store.decode_media(stored, smallest=self._chain.smallest(kind))
+    try:
+      return self._chain(scan, draw)
+    except UserError as error:
+      raise UserError(f"{self.name}: {kind} {number} {error}") from None
 
 
 class PreparedSamples:
@@ -185,8 +204,10 @@ class PreparedSamples:
     split: str,
     rows: Sequence[int],
     columns: Mapping[str, Sequence[Any]],
+    augmented: bool,
   ):
     self._dataset, self._split, self._rows = dataset, split, rows
+    self._augmented = augmented
     self.groups: Sequence[str] = [columns["group"][row] for row in rows]
     self.topics: Sequence[str] = [columns["topic"][row] for row in rows]
 
@@ -194,20 +215,27 @@ class PreparedSamples:
     return len(self._rows)
 
   def __getitem__(self, index: int) -> Sample:
-    return self._dataset.sample(self._split, self._rows[index])
+    return self.read(index, 0)
+
+  def read(self, index: int, epoch: int) -> Sample:
+    """The record, with the draws of an epoch if there are any."""
+    return self._dataset.sample(self._split, self._rows[index], epoch if self._augmented else None)
 
 
 class PreparedDocuments(Sequence[Document]):
   """Interleaved records as documents: text to be learnt, with the media where they stand."""
 
-  def __init__(self, samples: PreparedSamples):
-    self._samples = samples
+  def __init__(self, samples: PreparedSamples, passes: int):
+    self._samples, self._passes = samples, passes
 
   def __len__(self) -> int:
-    return len(self._samples)
+    return len(self._samples) * self._passes
 
   def __getitem__(self, index: int) -> Document:
-    sample = self._samples[index]
+    if not 0 <= index < len(self):
+      raise IndexError(f"document {index} of {len(self)}")
+    epoch, index = divmod(index, len(self._samples))
+    sample = self._samples.read(index, epoch)
     first, *texts = sample.answer.split(IMAGE_TOKEN)
     segments: list[Text | Media] = [Text(first, loss=True)] if first else []
     for media, text in zip(sample.media, texts, strict=True):

@@ -7,13 +7,13 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from medflax.data.documents import Episode, SampleSource
+from medflax.data.documents import Episode, Sample, SampleSource
 from medflax.utils import UserError
 
 
 @runtime_checkable
 class PoolSource(SampleSource, Protocol):
-  """Samples whose keys are known without decoding them.
+  """Samples whose keys are known without decoding them; item i is `read(i, 0)`.
 
   Attributes:
     groups: what may not be shared between a query and its support; never empty.
@@ -22,6 +22,10 @@ class PoolSource(SampleSource, Protocol):
 
   groups: Sequence[str]
   topics: Sequence[str]
+
+  def read(self, index: int, epoch: int) -> Sample:
+    """Sample `index`; where media are augmented, anew for every `epoch`."""
+    ...
 
 
 # Training comes back to a sample with new support, so it is a generator in all but name.
@@ -81,8 +85,9 @@ class PoolEpisodes(Sequence[Episode]):
     if not 0 <= index < self._length:
       raise IndexError(f"episode {index} of {self._length}")
     query = int(self._order[index % len(self._order)])
-    support = tuple(self._pool[i] for i in self.support_indices(index, query))
-    return Episode(self._queries[query], support)
+    # A sample comes again in many episodes, so that the episode's number is what tells them apart.
+    support = tuple(self._pool.read(i, index) for i in self.support_indices(index, query))
+    return Episode(self._queries.read(query, index), support)
 
   def support_indices(self, index: int, query: int) -> list[int]:
     """Positions in the pool of episode `index`'s support samples, in the order shown."""

@@ -105,7 +105,7 @@ def test_documents_are_for_interleaved_data_sets(root):
 
 def test_the_config_names_it(root):
   class Config:
-    image_size, volume_size = SIZES
+    image_size, volume_size, transforms = *SIZES, {}
 
   Config.root = str(root)
   assert DATASETS["prepared"](Config, 0).name == "slake_en"

@@ -114,12 +114,15 @@ def load_media(path: pathlib.Path, kind: str) -> bytes:
   return _packed(header, array.tobytes())
 
 
-def decode_media(stored: bytes) -> Scan:
-  """What the file was decoded to; integers of 16 bits come back as float32."""
+def decode_media(stored: bytes, *, smallest: Sequence[int] | None = None) -> Scan:
+  """What the file was decoded to; integers of 16 bits come back as float32.
+
+  `smallest` is that of `read_image`.
+  """
   head, _, payload = stored.partition(b"\n")
   header: dict[str, Any] = json.loads(head)
   if header["format"] in _ENCODED:
-    return read_image(io.BytesIO(payload))
+    return read_image(io.BytesIO(payload), smallest)
   shape = header["shape"]
   array = np.frombuffer(payload, header["dtype"], math.prod(shape)).reshape(shape)
   fields = {name: header[name] for name in _FIELDS}

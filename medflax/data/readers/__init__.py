@@ -70,23 +70,48 @@ def _reader(path: pathlib.Path) -> Callable[[pathlib.Path], Scan]:
     raise UserError(f"is of no known format; known: {', '.join(READERS)}") from None
 
 
-def read_scan(path: str | pathlib.Path, *, name: str = "") -> Scan:
+def read_scan(
+  path: str | pathlib.Path, *, name: str = "", smallest: Sequence[int] | None = None
+) -> Scan:
   """Reads one file, or a folder with the slices of one DICOM series.
 
   Args:
     path: a file of a format of `READERS`, told by suffix or first bytes, or a folder.
     name: what errors call it; the path by default.
+    smallest: the (H, W) that a JPEG may be scaled down to while it is decoded; None: it may not.
 
   Raises:
     UserError: naming the file, what is wrong with it and what to do about it.
   """
   path, name = pathlib.Path(path), name or str(path)
   try:
-    return _reader(path)(path)
+    reader = _reader(path)
+    return read_image(path, smallest) if reader is read_image else reader(path)
   except OSError as error:
     raise UserError(f"{name} cannot be read ({error.strerror}); check the path") from None
   except UserError as error:
     raise UserError(f"{name} {error}") from None
+
+
+def read_kind(
+  path: str | pathlib.Path,
+  kind: str,
+  *,
+  name: str = "",
+  smallest: Sequence[int] | None = None,
+) -> Scan:
+  """Reads one file as `kind`, "image" or "volume"; the rest is as in `read_scan`.
+
+  Raises:
+    UserError: as `read_scan`, and where the file is of another kind.
+  """
+  name = name or str(path)
+  scan = read_scan(path, name=name, smallest=smallest)
+  if scan.kind not in _FOLDER_KINDS:
+    raise UserError(f"{name} is one {scan.kind}, not one {kind}; take it out")
+  if scan.kind != kind:
+    raise UserError(f"{name} is one {scan.kind}, not one {kind}; list it under `{scan.kind}s`")
+  return scan
 
 
 def read_media(
@@ -106,13 +131,8 @@ def read_media(
   Raises:
     UserError: naming the file, what is wrong with it and what to do about it.
   """
-  name = name or str(path)
-  scan = read_scan(path, name=name)
-  if scan.kind not in _FOLDER_KINDS:
-    raise UserError(f"{name} is one {scan.kind}, not one {kind}; take it out")
-  if scan.kind != kind:
-    raise UserError(f"{name} is one {scan.kind}, not one {kind}; list it under `{scan.kind}s`")
+  scan = read_kind(path, kind, name=name)
   try:
     return to_media(fit(to_bytes(show(scan)), size))
   except UserError as error:
-    raise UserError(f"{name} {error}") from None
+    raise UserError(f"{name or path} {error}") from None

@@ -1,8 +1,10 @@
 """PNG and JPEG, by Pillow."""
 
 import io
+import math
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
@@ -15,11 +17,15 @@ from medflax.utils import UserError
 # What Pillow itself calls suspicious: a picture this large is a scan of a whole slide or an attack.
 MAX_PIXELS = 89_478_485
 _DEFLATE = 1100  # no PNG grows more than this (1032 times, RFC 1951, and some slack)
+_ORIENTATION = 0x0112  # EXIF; from 5 on, rows are columns
 _RAW_MODES = ("I", "I;16", "I;16B", "I;16L")  # one channel of more than 8 bits
 
 
-def read_image(path: pathlib.Path | io.BytesIO) -> Scan:
+def read_image(path: pathlib.Path | io.BytesIO, smallest: Sequence[int] | None = None) -> Scan:
   """Decodes a PNG or JPEG, a file or its bytes: uint8 (H, W, 3), or (H, W, 1) where it is grey.
+
+  With `smallest`, (H, W), a JPEG may come scaled down by 2, 4 or 8, but so that the picture still
+  fills this box in one direction: its decoder then leaves out what would be averaged away.
 
   EXIF rotation is applied, palettes are resolved, CMYK turns into RGB and transparency is
   composited on black. Grey of more than 8 bits stays as it is. Of an animation the first frame is
@@ -36,6 +42,8 @@ def read_image(path: pathlib.Path | io.BytesIO) -> Scan:
         raise PIL.Image.DecompressionBombError
       if image.format == "PNG" and pixels // 8 > size * _DEFLATE:  # of one bit at least
         raise EOFError("truncated")
+      if smallest:
+        _scale_down(image, smallest)
       upright = PIL.ImageOps.exif_transpose(image)
       upright.load()
   except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
@@ -53,3 +61,11 @@ def read_image(path: pathlib.Path | io.BytesIO) -> Scan:
   if upright.mode in ("L", "1"):
     return Scan(np.asarray(upright.convert("L"))[..., None], IMAGE)
   return Scan(np.asarray(upright.convert("RGB")), IMAGE, units=RGB)
+
+
+def _scale_down(image: PIL.Image.Image, smallest: Sequence[int]) -> None:
+  """Asks a JPEG's decoder for the smallest of its sizes at which `smallest` can still be filled."""
+  box = smallest if image.getexif().get(_ORIENTATION, 1) < 5 else smallest[::-1]
+  scale = min(box[0] / image.height, box[1] / image.width)
+  if scale < 1:
+    image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
