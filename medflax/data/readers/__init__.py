@@ -35,7 +35,6 @@ READERS: dict[str, Callable[[pathlib.Path], Scan]] = {
 _MAGIC = {
   ".png": (0, b"\x89PNG\r\n\x1a\n"),
   ".jpg": (0, b"\xff\xd8\xff"),
-  ".nii": (344, b"n+1\0"),
   ".dcm": (128, b"DICM"),
   ".npz": (0, b"PK\x03\x04"),
 }

@@ -69,8 +69,9 @@ def to_float(shown: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
 
 
 def _by_channel(function: Callable[[np.ndarray], np.ndarray], scan: Scan) -> np.ndarray:
-  channels = np.moveaxis(scan.array, -1, 0)
-  return np.stack([function(channel) for channel in channels], axis=-1)
+  if scan.array.shape[-1] == 1:
+    return function(scan.array)
+  return np.stack([function(channel) for channel in np.moveaxis(scan.array, -1, 0)], axis=-1)
 
 
 def _as_the_file_asks(scan: Scan) -> np.ndarray:
