@@ -184,8 +184,8 @@ def test_the_series_of_pydicoms_folders():
   assert (chest.array.shape, chest.spacing) == ((5, 16, 16, 1), (2.5, 0.488281, 0.488281))
   assert (chest.units, chest.notes) == ("HU", ())
   assert "161 slices missing" in read_scan(folder / "77654033" / "CT2").notes[0]
-  scouts, others = find_series(folder / "98892003" / "MR1")  # in three planes
-  assert ([len(files) for files in scouts], others) == ([1, 1, 1], 0)
+  scouts = find_series(folder / "98892003" / "MR1")  # in three planes
+  assert ([len(files) for files in scouts.series], scouts.others) == ([1, 1, 1], 0)
 
 
 # Nothing personal

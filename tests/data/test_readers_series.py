@@ -176,7 +176,7 @@ def test_several_series_in_one_folder_are_told_apart(tmp_path):
   save(slices(array[:2] + 5, axes, AcquisitionNumber=4), folder, seed=3)  # same place, same series
   save(slices(array[:1, :2], axes, InstanceNumber=9), folder, seed=4)  # a scout of another size
   (folder / "notes.txt").write_text("not an image")
-  found, others = find_series(folder)
+  found, others, _ = find_series(folder)
   assert others == 1
   assert sorted(len(files) for files in found) == [1, 2, 3, 5]
   volumes = {len(files): read_series(files) for files in found if len(files) > 1}
@@ -195,7 +195,8 @@ def test_repeated_positions_are_told_apart(tmp_path, key):
   array, axes = stored((2, 1, 0), (1, -1, -1))
   for number in range(3):
     save(slices(array + number, axes, **{key: number}), tmp_path / "a", seed=number)
-  found, _ = find_series(tmp_path / "a")
+  found = find_series(tmp_path / "a").series
+  assert len(found) == 3
   for number, files in enumerate(found):
     np.testing.assert_array_equal(read_series(files).array, HUNG + number)
 
@@ -204,12 +205,21 @@ def test_copies_of_a_slice_count_once_and_other_repeats_are_refused(tmp_path):
   array, axes = stored((2, 1, 0), (1, -1, -1))
   folder = save(slices(array, axes), tmp_path / "a", seed=1)
   save(slices(array, axes), folder, seed=2)
-  np.testing.assert_array_equal(read_scan(folder).array, HUNG)
+  scan = read_scan(folder)
+  np.testing.assert_array_equal(scan.array, HUNG)
+  assert scan.notes == ("5 files are copies of others",)
   changed = slices(array, axes)
   changed[0].SOPInstanceUID = "1.2.3.4"
   save(changed[:1], folder, seed=3)
   with pytest.raises(UserError, match="several slices at one position"):
     read_scan(folder)
+
+
+def test_slices_without_an_identity_are_no_copies(tmp_path):
+  whole = slices(*stored((2, 1, 0), (1, -1, -1)))
+  for dataset in whole:
+    dataset.SOPInstanceUID = ""
+  np.testing.assert_array_equal(read_scan(save(whole, tmp_path / "a")).array, HUNG)
 
 
 def test_a_broken_slice_is_named(tmp_path):

@@ -57,10 +57,8 @@ def _read_header(file: pathlib.Path) -> _Slice:
   header = dicom_file.load(file, _READ, pixels=False)
   with dicom_file.told_in_one_line():
     size = math.prod(dicom_file.frame_shape(header))
-    orientation, position = (
-      header.get("ImageOrientationPatient"),
-      header.get("ImagePositionPatient"),
-    )
+    orientation = header.get("ImageOrientationPatient")
+    position = header.get("ImagePositionPatient")
     spacing, _ = pixel_spacing(header)
     single = int(header.get("NumberOfFrames") or 1) == 1
     place = np.zeros(0)
@@ -70,7 +68,7 @@ def _read_header(file: pathlib.Path) -> _Slice:
         raise UserError("does not tell a valid place in the patient; export it again")
     return _Slice(
       file=file,
-      identity=str(header.get(_IDENTITY)) if _IDENTITY in header else str(file),
+      identity=str(header.get(_IDENTITY) or file),
       shared=tuple(str(header.get(key)) for key in _SHARED),
       repeats=tuple(str(header.get(key)) for key in _REPEATS),
       place=place,
@@ -78,21 +76,33 @@ def _read_header(file: pathlib.Path) -> _Slice:
     )
 
 
-def find_series(folder: pathlib.Path) -> tuple[list[tuple[pathlib.Path, ...]], int]:
-  """The series of a folder (not of those in it), and how many of its files are no DICOM images.
+class Found(NamedTuple):
+  """What a folder holds.
+
+  Attributes:
+    series: the files of each along their normal; series by the name of their first file.
+    others: how many files are no DICOM images.
+    copies: how many files are slices that another file has as well; they are left out.
+  """
+
+  series: list[tuple[pathlib.Path, ...]]
+  others: int
+  copies: int
+
+
+def find_series(folder: pathlib.Path) -> Found:
+  """The series of a folder, not of those in it.
 
   Files of one series number that differ in orientation, size or spacing are several, as are
   acquisitions that repeat its positions: times, echoes, b-values. A file of several frames, or
-  one that does not tell its place, is one by itself. Copies of a slice are left out.
-
-  Returns:
-    Each series as its files along their normal; series by the name of their first file.
+  one that does not tell its place, is one by itself.
   """
   slices: dict[str, _Slice] = {}
-  others = 0
+  others = copies = 0
   for path in sorted(path for path in folder.iterdir() if path.is_file()):
     try:
       header = _read_header(path)
+      copies += header.identity in slices
       slices.setdefault(header.identity, header)
     except UserError:
       others += 1
@@ -101,7 +111,7 @@ def find_series(folder: pathlib.Path) -> tuple[list[tuple[pathlib.Path, ...]], i
     home = next((group for group in groups if _one_volume(group[0], header)), None)
     groups.append([header]) if home is None else home.append(header)
   found = [tuple(_sorted(part)) for group in groups for part in _acquisitions(group)]
-  return sorted(found, key=min), others
+  return Found(sorted(found, key=min), others, copies)
 
 
 def _one_volume(one: _Slice, other: _Slice) -> bool:
@@ -187,13 +197,15 @@ def read_folder(folder: pathlib.Path) -> Scan:
   Raises:
     UserError: if there is none, or several, or it cannot be read.
   """
-  found, others = find_series(folder)
-  if not found:
+  found = find_series(folder)
+  if not found.series:
     raise UserError("holds no DICOM images; name the folder that has the slices")
-  if len(found) > 1:
-    sizes = ", ".join(str(len(files)) for files in found[:8])
-    raise UserError(f"holds {len(found)} series ({sizes} files); give each a folder of its own")
-  scan = read_series(found[0])
-  if not others:
-    return scan
-  return dataclasses.replace(scan, notes=(*scan.notes, f"{others} files are no DICOM images"))
+  if len(found.series) > 1:
+    sizes = ", ".join(str(len(files)) for files in found.series[:8])
+    raise UserError(
+      f"holds {len(found.series)} series ({sizes} files); give each a folder of its own"
+    )
+  scan = read_series(found.series[0])
+  counts = {"are no DICOM images": found.others, "are copies of others": found.copies}
+  left = tuple(f"{count} files {what}" for what, count in counts.items() if count)
+  return dataclasses.replace(scan, notes=(*scan.notes, *left))
