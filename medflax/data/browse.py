@@ -10,7 +10,7 @@ import functools
 import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from medflax.data.builders import store
 from medflax.data.builders.base import MEDIA
@@ -33,6 +33,7 @@ _PHANTOMS_PER_TASK = 8  # of a split: phantoms are endless
 _CACHED = 64  # media of one folder: the questions on an image mostly follow each other
 
 
+@runtime_checkable
 class Samples(Protocol):
   """The samples of a split.
 

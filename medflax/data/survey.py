@@ -34,7 +34,7 @@ class Survey:
 
   Attributes:
     collection: the data set.
-    groups: different groups of each split.
+    groups: different groups of each split; those of all splits under "".
     tasks: samples by task, for each split.
     openings: first two words of the questions.
     types: "open" and "closed" questions.
@@ -87,7 +87,10 @@ def survey(collection: Collection, *, num_drawn: int, seed: int = 0) -> Survey:
       sizes.setdefault(media.kind, collections.Counter())[size] += 1
   return Survey(
     collection=collection,
-    groups={split: len(set(part.groups)) for split, part in collection.splits.items()},
+    groups={
+      **{split: len(set(part.groups)) for split, part in collection.splits.items()},
+      "": len({group for part in collection.splits.values() for group in part.groups}),
+    },
     tasks=tasks,
     openings=collections.Counter(" ".join(s.question.lower().split()[:2]) for s in samples),
     types=collections.Counter(map(answer_type, samples)),
@@ -141,11 +144,11 @@ def _text_warnings(collection: Collection, samples: Sequence[Sample]) -> Iterato
     for group in part.groups:
       splits[group].add(split)
   if shared := sorted(group for group, held in splits.items() if len(held) > 1):
-    yield f"{len(shared):,} groups lie in more than one split: {_some(shared)}"
+    yield f"groups in more than one split: {len(shared):,} ({_some(shared)})"
   if not any(any(part.own_groups) for part in collection.splits.values()):
     yield "no sample names its group (patient, case): splits may share patients"
   if empty := [sample.id for sample in samples if not sample.answer.strip()]:
-    yield f"{len(empty):,} samples have no answer: {_some(empty)}"
+    yield f"samples without an answer: {len(empty):,} ({_some(empty)})"
   by_task: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
   for sample in samples:
     by_task[sample.task][sample.answer] += 1
@@ -156,23 +159,23 @@ def _text_warnings(collection: Collection, samples: Sequence[Sample]) -> Iterato
   if collection.bad:
     first = collection.bad[0]
     yield (
-      f"{len(collection.bad):,} rows cannot be used, the first (line {first['line']}): "
+      f"rows that cannot be used: {len(collection.bad):,}, the first (line {first['line']}): "
       f"{first['reason']}"
     )
 
 
 def _media_warnings(drawn: Sequence[Drawn]) -> Iterator[str]:
   if broken := [item for item in drawn if item.problem]:
-    of = f"{len(broken):,} of the {len(drawn):,} samples drawn"
-    yield f"{of} cannot be read, the first: {broken[0].problem}"
+    of = f"{len(broken):,} of the {len(drawn):,} drawn"
+    yield f"samples that cannot be read: {of}, the first: {broken[0].problem}"
   constant = [
     item.sample.id
     for item in drawn
     if any(media.array.min() == media.array.max() for media in item.sample.media)
   ]
   if constant:
-    of = f"{len(constant):,} of the {len(drawn):,} samples drawn"
-    yield f"{of} show a picture of a single value: {_some(constant)}"
+    of = f"{len(constant):,} of the {len(drawn):,} drawn"
+    yield f"samples with a picture of a single value: {of} ({_some(constant)})"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import tqdm
@@ -55,6 +55,7 @@ class Medium(NamedTuple):
   ordinal: int
 
 
+@runtime_checkable
 class Embedder(Protocol):
   """Turns media into vectors of unit length that are near each other for alike content."""
 

@@ -15,7 +15,7 @@ STYLE = """
 .bars b { font-weight: 500; color: var(--soft); font-size: 12.5px; text-align: right; }
 .bars .rest { color: var(--faint); }
 .bars .rest + i { visibility: hidden; }
-.histogram { width: 100%; height: auto; display: block; }
+.histogram { width: min(100%, 380px); height: auto; display: block; }
 .histogram text { font-size: 11px; fill: var(--soft); }
 .histogram rect { fill: #5b9dc9; }
 .histogram .axis { stroke: var(--faint); }
@@ -37,7 +37,7 @@ def bars(counts: Mapping[str, int], most: int = 10) -> str:
   widest = ranked[0][1]
   cells = "".join(
     f'<span{kind} title="{text(name)}">{text(name)}</span>'
-    f'<i style="width:{min(100.0, 100 * count / widest):.1f}%"></i><b>{count:,} · {count / total:.1%}</b>'
+    f'<i style="width:{min(1.0, count / widest):.1%}"></i><b>{count:,} · {count / total:.1%}</b>'
     for name, count, kind in rows
   )
   return f'<div class="bars">{cells}</div>'

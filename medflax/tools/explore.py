@@ -51,7 +51,7 @@ def _page(found: Survey, seed: int) -> str:
   media = sum(len(item.sample.media) for item in found.drawn)
   facts = [
     ("samples", f"{total:,}", ", ".join(f"{count:,} {split}" for split, count in splits.items())),
-    ("groups", f"{sum(found.groups.values()):,}", "patients, cases, images"),
+    ("groups", f"{found.groups['']:,}", "patients, cases, images"),
     ("tasks", f"{len(tasks):,}", ", ".join(tasks[:3]) + (" …" if len(tasks) > 3 else "")),
     ("different answers", f"{len(found.answers):,}", "in all tasks"),
     ("media read", f"{media:,}", f"of {drawn:,} samples"),
