@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -168,47 +169,45 @@ def _order(split: str) -> tuple[int, str]:
   return (known.index(split) if split in known else len(known), split)
 
 
-class _NativePrepared(PreparedDataset):
-  """A prepared data set whose media keep their size."""
-
-  def _media(self, kind: str, number: int) -> Media:
-    return _native(store.decode_media(self._shards[MEDIA][number]))
-
-
-class _TextPrepared(PreparedDataset):
-  """A prepared data set whose media are not read."""
-
-  def sample(self, split: str, index: int) -> Sample:
-    return dataclasses.replace(super().sample(split, index), media=())
-
-  def _media(self, kind: str, number: int) -> Media | None:
-    return None
-
-
 class _Prepared:
   """A split of a prepared data set as `Samples`."""
 
-  def __init__(self, dataset: PreparedDataset, texts: PreparedDataset, split: str):
+  def __init__(self, dataset: PreparedDataset, split: str):
+    self._dataset, self._split = dataset, split
     self._samples = dataset.samples(ALL_TASKS, split)
-    self._texts = texts.samples(ALL_TASKS, split)
-    self.groups = self._samples.groups
+    self.groups: Sequence[str] = self._samples.groups
     self.own_groups: Sequence[bool] = [True] * len(self.groups)
 
   def __len__(self) -> int:
     return len(self._samples)
 
   def __getitem__(self, index: int) -> Sample:
-    return self._samples[index]
+    stored = (self._dataset._stored(MEDIA, number) for _, number in self._record(index)["media"])
+    media = tuple(_native(store.decode_media(medium)) for medium in stored)
+    return dataclasses.replace(self.text(index), media=media)
 
   def text(self, index: int) -> Sample:
-    return self._texts[index]
+    record = self._record(index)
+    return Sample(
+      id=record["id"],
+      media=(),
+      question=record["question"],
+      answer=record["answer"],
+      source=Source(self._dataset.name, self._dataset.version, self._split),
+      task=record["task"],
+      choices=tuple(record["choices"]),
+      group=record["group"],
+      meta=record["meta"] | {"answer_type": record["answer_type"]},
+    )
+
+  def _record(self, index: int) -> dict[str, Any]:
+    return json.loads(self._dataset._stored(self._split, index))
 
 
 def _prepared(root: pathlib.Path) -> Collection:
-  any_size = (1, 1), (1, 1, 1)  # nothing is fitted
-  dataset, texts = _NativePrepared(root, *any_size), _TextPrepared(root, *any_size)
+  dataset = PreparedDataset(root, (1, 1), (1, 1, 1))  # the sizes are not used
   parts = {
-    split: _Prepared(dataset, texts, split)
+    split: _Prepared(dataset, split)
     for split, count in sorted(dataset.splits.items(), key=lambda item: _order(item[0]))
     if count
   }
