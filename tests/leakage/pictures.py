@@ -20,7 +20,7 @@ def scan(seed, height=150, width=180):
 
 
 def volume(seed, depth=20):
-  """One patient's volume (D, H, W): a ball of structure in a black box."""
+  """One patient's volume (D, H, W): an ellipsoid of structure in a black box."""
   rng = np.random.default_rng(seed)
   z, y, x = np.mgrid[-1 : 1 : depth * 1j, -1:1:40j, -1:1:44j]
   inside = np.full(z.shape, 110.0)
@@ -28,7 +28,9 @@ def volume(seed, depth=20):
     at, size = rng.uniform(-0.7, 0.7, 3), rng.uniform(0.08, 0.25)
     distance = (z - at[0]) ** 2 + (y - at[1]) ** 2 + (x - at[2]) ** 2
     inside += rng.uniform(-90, 90) * np.exp(-distance / size**2)
-  return np.where(z**2 + y**2 + x**2 < 0.8, np.clip(inside, 5, 255), 0).astype(np.uint8)
+  noise = rng.normal(0, 90, z.shape)
+  shape = sum((axis / rng.uniform(0.6, 0.95)) ** 2 for axis in (z, y, x))
+  return np.where(shape < 1, np.clip(inside + noise, 5, 255), 0).astype(np.uint8)
 
 
 def scaled(picture, share):
