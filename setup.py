@@ -8,6 +8,7 @@ INSTALL_REQUIRES = [
   "absl-py>=2.1",  # flags that grain's worker processes read
   "array_record>=0.8",  # the shards of prepared data sets; grain brings it along
   "flax>=0.12",  # linen modules; first to support jax 0.10
+  "fsspec>=2024.6",  # prepared data sets in object stores; gs:// needs gcsfs, s3:// s3fs besides
   "grain>=0.2.16",  # the input pipeline, whose iterator is part of a checkpoint
   "jax>=0.10",  # the last release line that still serves Python 3.11
   "jaxtyping>=0.3",  # array annotations, checked while testing

@@ -49,7 +49,7 @@ def base_config(name: str, variant: str) -> ConfigDict:
     media_tokens=0,  # of a media item inline, between the text's tokens; 0: it is not inline
     media_rule="prev_image",  # or "next_image", "all_prev"
     num_workers=0,
-    packing_bins=8,  # rows that are packed together; more waste less
+    packing_bins=32,  # rows that are packed together; more waste less
     shards=-1,  # of the documents; -1: one a process, whose number is then that of the whole run
   )
   config.model = dict(

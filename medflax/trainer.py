@@ -169,6 +169,7 @@ class Run:
           scalars = window.close()
           scalars["train/lr"] = self._learning_rate(scalars["train/bad_steps"])
           scalars["train/seconds"] = before + time.monotonic() - began
+          scalars |= {f"data/{name}": total for name, total in batches.counters.items()}
           writer.write(self.step, scalars)
           progress.show(self.step, scalars)
         if self.step % min(config.log_every, config.max_bad_steps) == 0:

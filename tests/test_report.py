@@ -56,6 +56,8 @@ def make_workdir(path: pathlib.Path, seed: int = 0) -> pathlib.Path:
     loss = 0.35 + 2.6 * math.exp(-step / 180) + 0.12 * rng.standard_normal()
     scalars = {"train/loss": loss, "train/samples_per_s": 402 + rng.normal(0, 9)}
     lines.append({"step": step, **scalars, "train/data_wait": 0.011, "train/seconds": step / 5})
+    seen = {"data/binding/documents": 41 * step, "data/binding/tokens": 977 * step}
+    lines.append({"step": step, **seen, "data/tokens": 977 * step, "data/token_slots": 1024 * step})
     if step % 300 == 0:
       learnt = 1 - math.exp(-step / 260)
       values = {k: 0.5 + (value - 0.5) * learnt for k, value in final.items()}
@@ -241,6 +243,8 @@ def test_report_shows_every_part(workdir):
     "✗ wrong",
     "Which finding does this volume show?",
     "the PNG ends early",
+    "<th>binding</th><td>49,200</td><td>1,172,400</td>",  # documents and tokens
+    "packing filled 95.4% of its tokens.",
     "0123456789ab",
     "&quot;schedule&quot;: &quot;cosine&quot;",
     "<th>jax</th><td>0.10.2</td>",

@@ -22,7 +22,7 @@ def _folder(data: Any, seed: int) -> Dataset:
     data.volume_size,
     on_bad_sample=data.on_bad_sample,
     exclude=data.exclude,
-    transforms=data.transforms,
+    transforms=data.transforms.to_dict(),
     seed=seed,
   )
 
@@ -30,7 +30,7 @@ def _folder(data: Any, seed: int) -> Dataset:
 def _prepared(data: Any, seed: int) -> Dataset:
   root = fetch(data.root, data.cache) if is_remote(data.root) else data.root
   return PreparedDataset(
-    root, data.image_size, data.volume_size, transforms=data.transforms, seed=seed
+    root, data.image_size, data.volume_size, transforms=data.transforms.to_dict(), seed=seed
   )
 
 

@@ -70,7 +70,10 @@ class PreparedDataset:
     self.version: str = self.info["version"]
     self.splits: Mapping[str, int] = self.info["records"]
     self.interleaved: bool = self.info["interleaved"]
-    self.tasks = (ALL_TASKS, *(task for task in self.info["tasks"] if task != ALL_TASKS))
+    self.tasks: tuple[str, ...] = (
+      ALL_TASKS,
+      *(task for task in self.info["tasks"] if task != ALL_TASKS),
+    )
     self.media_per_sample: Mapping[str, int] = {
       kind: self.info["media_per_sample"].get(kind, 0) for kind in MEDIA_RANKS
     }

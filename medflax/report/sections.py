@@ -126,6 +126,35 @@ def samples_section(run: Run) -> str:
   return _section("Samples", note + "".join(parts)) if parts else ""
 
 
+def data_section(run: Run) -> str:
+  """What training has seen of each entry of the mixture, and what truncation took of it."""
+  counts: dict[str, dict[str, int]] = {}
+  for name in run.scalars:
+    if name.startswith("data/") and name.count("/") == 2:
+      _, entry, what = name.split("/")
+      counts.setdefault(entry, {})[what] = int(run.last(name) or 0)
+  if not counts:
+    return ""
+  columns = list(next(iter(counts.values())))
+  head = "".join(f"<th>{_text(column.replace('_', ' '))}</th>" for column in columns)
+  rows = "".join(
+    f"<tr><th>{_text(entry)}</th>"
+    + "".join(f"<td>{row.get(column, 0):,}</td>" for column in columns)
+    + "</tr>"
+    for entry, row in counts.items()
+  )
+  used = " and ".join(
+    f"{run.last(f'data/{kind}') / slots:.1%} of its {kind}"
+    for kind, room in (("tokens", "data/token_slots"), ("media", "data/media_slots"))
+    if (slots := run.last(room))
+  )
+  return _section(
+    "Training data",
+    f'<p class="note">What the batches of the first process held; packing filled {used}.</p>'
+    f"<table><thead><tr><th>entry</th>{head}</tr></thead><tbody>{rows}</tbody></table>",
+  )
+
+
 def skipped_section(run: Run) -> str:
   """The samples that could not be read and were left out."""
   if not run.skipped:

@@ -2,6 +2,7 @@ import json
 import pickle
 import shutil
 
+import ml_collections
 import numpy as np
 import PIL.Image
 import pytest
@@ -105,7 +106,7 @@ def test_documents_are_for_interleaved_data_sets(root):
 
 def test_the_config_names_it(root):
   class Config:
-    image_size, volume_size, transforms = *SIZES, {}
+    image_size, volume_size, transforms = *SIZES, ml_collections.ConfigDict()
 
   Config.root = str(root)
   assert DATASETS["prepared"](Config, 0).name == "slake_en"

@@ -44,7 +44,8 @@ def read_image(path: pathlib.Path | io.BytesIO, smallest: Sequence[int] | None =
         raise EOFError("truncated")
       if smallest:
         _scale_down(image, smallest)
-      upright = PIL.ImageOps.exif_transpose(image)
+      turned = image.getexif().get(_ORIENTATION, 1) != 1  # else Pillow would make a copy
+      upright = PIL.ImageOps.exif_transpose(image) if turned else image
       upright.load()
   except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
     raise UserError(f"has more than {MAX_PIXELS:,} pixels; export it smaller") from None
@@ -60,7 +61,8 @@ def read_image(path: pathlib.Path | io.BytesIO, smallest: Sequence[int] | None =
     upright = PIL.Image.alpha_composite(PIL.Image.new("RGBA", upright.size, "black"), upright)
   if upright.mode in ("L", "1"):
     return Scan(np.asarray(upright.convert("L"))[..., None], IMAGE)
-  return Scan(np.asarray(upright.convert("RGB")), IMAGE, units=RGB)
+  upright = upright if upright.mode == "RGB" else upright.convert("RGB")  # which copies
+  return Scan(np.asarray(upright), IMAGE, units=RGB)
 
 
 def _scale_down(image: PIL.Image.Image, smallest: Sequence[int]) -> None:
