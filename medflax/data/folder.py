@@ -20,6 +20,7 @@ from medflax.data.manifest import SPLITS, BadRow, Row, assign_splits, group_rows
 from medflax.data.media_chain import Draw, MediaChain, sample_text
 from medflax.data.readers import read_kind
 from medflax.data.support import PoolEpisodes, split_episodes
+from medflax.data.transforms.scan import Scan
 from medflax.utils import UserError, nearest
 
 CACHE_BYTES = 2**30  # all media of a data set stay decoded in memory up to this size
@@ -39,6 +40,8 @@ class FolderDataset:
     tasks: "vqa" (all rows), then the distinct values of the rows' `task`.
     media_per_sample: the most images and volumes that one row has.
     skipped: rows left out by `on_bad_sample="skip"` or `exclude`: dicts of `line`, `id`, `reason`.
+    noted: files that are read in spite of what is odd about them, such as slices that are missing:
+      dicts of `path` and `notes`.
   """
 
   def __init__(
@@ -80,6 +83,7 @@ class FolderDataset:
     self.name = self._root.resolve().name
     excluded = read_exclusions(exclude, self.name) if os.fspath(exclude) else frozenset()
     self._cache: dict[tuple[str, str], Media] = {}
+    self.noted: list[dict[str, str]] = []
     if not bad or on_bad_sample == "skip":
       rows, undecodable = self._decode(rows)
       bad = sorted([*bad, *undecodable], key=lambda row: row.line)
@@ -181,33 +185,42 @@ class FolderDataset:
     return self._cache.get((kind, path)) or self._read(kind, path)
 
   def _read(self, kind: str, path: str, draw: Draw | None = None) -> Media:
+    return self._shown(self._scan(kind, path), path, draw)
+
+  def _scan(self, kind: str, path: str) -> Scan:
     smallest = self._chain.smallest(kind)
-    scan = read_kind(self._root / path, kind, name=path, smallest=smallest)
+    return read_kind(self._root / path, kind, name=path, smallest=smallest)
+
+  def _shown(self, scan: Scan, path: str, draw: Draw | None = None) -> Media:
     try:
       return self._chain(scan, draw)
     except UserError as error:
       raise UserError(f"{path} {error}") from None
 
   def _decode(self, rows: Sequence[Row]) -> tuple[list[Row], list[BadRow]]:
-    """Decodes every file once: the rows that can be used and those that cannot."""
+    """Decodes every file once: the rows that can be used and those that cannot; fills `noted`."""
     files = sorted({media for row in rows for media in row.media})
     channels = {IMAGE: 3, VOLUME: 1}
     size = sum(math.prod(self._sizes[kind]) * channels[kind] for kind, _ in files)
 
-    def decode(file: tuple[str, str]) -> str:
+    def decode(file: tuple[str, str]) -> tuple[str, str]:
+      """What is wrong with a file, and what is odd about it."""
       try:
-        media = self._read(*file)
+        scan = self._scan(*file)
+        media = self._shown(scan, file[1])
       except UserError as error:
-        return str(error)
+        return str(error), ""
       if size <= CACHE_BYTES:
         self._cache[file] = media
-      return ""
+      return "", "; ".join(scan.notes)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      reasons = list(
+      found = list(
         tqdm.tqdm(pool.map(decode, files), "checking files", len(files), disable=None, leave=False)
       )
-    broken = {file: reason for file, reason in zip(files, reasons, strict=True) if reason}
+    told = dict(zip(files, found, strict=True))
+    broken = {file: reason for file, (reason, _) in told.items() if reason}
+    self.noted = [{"path": path, "notes": notes} for (_, path), (_, notes) in told.items() if notes]
     bad = [
       BadRow(row.line, row.id, next(broken[media] for media in row.media if media in broken))
       for row in rows

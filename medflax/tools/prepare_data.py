@@ -13,7 +13,7 @@ from typing import Any
 
 from medflax.data.builders import BUILDERS
 from medflax.data.builders.prepare import prepare, shortfalls
-from medflax.data.builders.store import REJECTED
+from medflax.data.builders.store import NOTED, REJECTED
 from medflax.utils import UserError, pick
 
 
@@ -35,6 +35,8 @@ def report(summary: dict[str, Any]) -> list[str]:
   rejected = sum(summary["rejected"].values())
   if rejected:
     lines.append(f"rejected: {rejected:,} records or rows, listed in {REJECTED}")
+  if summary["noted"]:
+    lines.append(f"noted: {summary['noted']:,} media files with something odd, listed in {NOTED}")
   lines += [f"differs: {line}" for line in shortfalls(summary)]
   lines += [
     f"shared: {count:,} groups ({summary['group']}) lie in both of {pair}"

@@ -186,6 +186,8 @@ def test_several_series_in_one_folder_are_told_apart(tmp_path):
   with pytest.raises(UserError, match=r"holds 4 series \(.*give each a folder") as caught:
     read_scan(folder)
   assert "1.2." not in str(caught.value)
+  # The first files by name; those of the other series lie between them.
+  assert ": 5 from 1-000, 3 from 2-000, 2 from 3-000, 1 from 4-000)" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,7 @@ class _Writer:
     self._columns: dict[str, dict[str, list[str]]] = {}
     self._identity = hashlib.sha256(f"{builder.name} {builder.version}".encode())
     self.rejected: list[dict[str, Any]] = []
+    self._noted: list[dict[str, str]] = []
 
   @property
   def worthwhile(self) -> bool:
@@ -187,8 +188,10 @@ class _Writer:
     """Writes the shards of a chunk; returns its summary."""
     sound: list[tuple[str, str]] = []
     broken: dict[tuple[str, str], str] = {}
+    noted: list[dict[str, str]] = []
     shards: dict[str, dict[str, Any]] = {}
-    self._write_shard(shards, MEDIA, number, self._loaded(list(chunk.files), sound, broken))
+    loaded = self._loaded(list(chunk.files), sound, broken, noted)
+    self._write_shard(shards, MEDIA, number, loaded)
     new = {medium: len(self._numbers) + i for i, medium in enumerate(sound)}
     numbers = collections.ChainMap(new, self._numbers)
     reasons = collections.ChainMap(broken, self._broken)
@@ -214,6 +217,7 @@ class _Writer:
       "media": sound,
       "broken": [[*medium, reason] for medium, reason in broken.items()],
       "rejected": list(_rejected(chunk.items, reasons)),
+      "noted": noted,
       "media_per_sample": most,
     }
 
@@ -231,8 +235,9 @@ class _Writer:
     files: Sequence[tuple[str, str]],
     sound: list[tuple[str, str]],
     broken: dict[tuple[str, str], str],
+    noted: list[dict[str, str]],
   ) -> Iterator[bytes]:
-    """What is stored of each file that can be read, a few at a time; fills `sound` and `broken`."""
+    """What is stored of each file that can be read, a few at a time; fills the other arguments."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       for start in range(0, len(files), AHEAD):
         some = files[start : start + AHEAD]
@@ -241,6 +246,8 @@ class _Writer:
             broken[medium] = data
           else:
             sound.append(medium)
+            if notes := store.notes_of(data):
+              noted.append({"path": medium[1], "notes": "; ".join(notes)})
             yield data
 
   def _load(self, medium: tuple[str, str]) -> bytes | str:
@@ -267,6 +274,7 @@ class _Writer:
       for name in store.COLUMNS:
         mine[name] += columns[name]
     self.rejected += summary["rejected"]
+    self._noted += summary["noted"]
     self._most |= collections.Counter(summary["media_per_sample"])
     self._identity.update(summary["digest"].encode())
 
@@ -275,8 +283,9 @@ class _Writer:
     if not self.worthwhile:
       reason = f", the first: {self.rejected[0]['reason']}" if self.rejected else ""
       raise UserError(f"{self._source.root} has no usable record{reason}")
-    lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in self.rejected]
-    write_atomic(self._root / store.REJECTED, "".join(lines))
+    for name, items in ((store.REJECTED, self.rejected), (store.NOTED, self._noted)):
+      lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items]
+      write_atomic(self._root / name, "".join(lines))
     for split, columns in self._columns.items():
       write_atomic(self._root / store.INDEX / f"{split}.json", json.dumps(columns))
     summary = self._summary()
@@ -305,6 +314,7 @@ class _Writer:
       "rows": self._rows,
       "records": found,
       "rejected": rejected,
+      "noted": len(self._noted),
       "media": kinds,
       "published": declared.published,
       "absent": self._source.absent,

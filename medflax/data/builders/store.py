@@ -7,7 +7,8 @@ A prepared folder holds
 * `SPLIT-00000.array_record`, …: records, JSON each, whose media are numbers;
 * `media-00000.array_record`, …: every media file once, in the order of its number: one line of
   JSON, then PNG or JPEG as they were, or the raw values of an array;
-* `rejected.jsonl`: rows of the source that could not be used, with the reason.
+* `rejected.jsonl`: rows of the source that could not be used, with the reason;
+* `noted.jsonl`: files that are used in spite of what is odd about them, with what that is.
 """
 
 import io
@@ -30,7 +31,8 @@ from medflax.data.transforms.scan import Scan
 from medflax.utils import UserError
 
 FORMAT = 1
-DATASET, INDEX, REJECTED, CHUNKS = "dataset.json", "index", "rejected.jsonl", "unfinished"
+DATASET, INDEX, CHUNKS = "dataset.json", "index", "unfinished"
+REJECTED, NOTED = "rejected.jsonl", "noted.jsonl"
 # What a record holds, for readers other than `PreparedDataset`.
 FEATURES = {
   **dict.fromkeys(("id", "task", "group", "question", "answer", "answer_type"), "text"),
@@ -40,7 +42,14 @@ FEATURES = {
 }
 COLUMNS = ("group", "task", "topic")
 
-_FIELDS = ("kind", "spacing", "ratio", "units", "channels")  # of a scan that is stored as an array
+_FIELDS = (
+  "kind",
+  "spacing",
+  "ratio",
+  "units",
+  "channels",
+  "notes",
+)  # of a scan that is stored as an array
 _ENCODED = (".png", ".jpg", ".jpeg")  # kept as they are; anything else becomes an array
 # One record a block: reading at random is what training does. Compressing a JPEG costs next to
 # nothing, and volumes need it.
@@ -114,6 +123,11 @@ def load_media(path: pathlib.Path, kind: str) -> bytes:
   return _packed(header, array.tobytes())
 
 
+def notes_of(stored: bytes) -> list[str]:
+  """What is odd about a stored file, as `Scan.notes`; pictures have no notes."""
+  return json.loads(stored.partition(b"\n")[0]).get("notes", [])
+
+
 def decode_media(stored: bytes, *, smallest: Sequence[int] | None = None) -> Scan:
   """What the file was decoded to; integers of 16 bits come back as float32.
 
@@ -125,7 +139,7 @@ def decode_media(stored: bytes, *, smallest: Sequence[int] | None = None) -> Sca
     return read_image(io.BytesIO(payload), smallest)
   shape = header["shape"]
   array = np.frombuffer(payload, header["dtype"], math.prod(shape)).reshape(shape)
-  fields = {name: header[name] for name in _FIELDS}
+  fields = {name: header[name] for name in _FIELDS if name in header}
   fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
   return Scan(array.astype(np.float32) if array.dtype == np.int16 else array, **fields)
 

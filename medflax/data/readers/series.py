@@ -201,9 +201,10 @@ def read_folder(folder: pathlib.Path) -> Scan:
   if not found.series:
     raise UserError("holds no DICOM images; name the folder that has the slices")
   if len(found.series) > 1:
-    sizes = ", ".join(str(len(files)) for files in found.series[:8])
+    each = ", ".join(f"{len(files)} from {min(files).name}" for files in found.series[:8])
+    more = ", …" * (len(found.series) > 8)
     raise UserError(
-      f"holds {len(found.series)} series ({sizes} files); give each a folder of its own"
+      f"holds {len(found.series)} series (files: {each}{more}); give each a folder of its own"
     )
   scan = read_series(found.series[0])
   counts = {"are no DICOM images": found.others, "are copies of others": found.copies}

@@ -88,6 +88,7 @@ def test_alarms(source, tmp_path, record, build):
     "alarm",
   )
   assert "Aldomet" not in repr(found)
+  assert built.info["noted"] == 0
   broken, outside = built.reasons
   assert broken == "training/a3.hea is broken"
   assert "leads out of the data folder" in outside
