@@ -71,7 +71,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, command: 
   log.info("data      %s %s", dataset.name, dataset.version)
   with workdir_lib.opened(workdir, config, summary.facts(parts.mesh, parts.state)):
     _cache_compilations(workdir)
-    workdir_lib.write_skipped(workdir, getattr(dataset, "skipped", []))
+    workdir_lib.write_lists(workdir, dataset)
     try:
       run(changed=bool(changes))
     except Stopped as stopped:

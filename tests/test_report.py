@@ -89,6 +89,7 @@ def make_workdir(path: pathlib.Path, seed: int = 0) -> pathlib.Path:
     path / "skipped.jsonl",
     [{"line": 17, "id": "case-0031", "reason": "images/ct-17.png: the PNG ends early"}],
   )
+  _write_lines(path / "noted.jsonl", [{"path": "ct/series-3", "notes": "gantry tilt 12.0°"}])
   return path
 
 
@@ -266,7 +267,8 @@ def test_markup_and_odd_characters_in_data_are_text(tmp_path):
   sample |= dict.fromkeys(keys, attack) | {"choices": [attack, attack]}
   sample["support"] = [shot | {"question": attack, "answer": attack} for shot in sample["support"]]
   _write_lines(folder / "samples.jsonl", [sample])
-  _write_lines(tmp_path / "skipped.jsonl", [{"id": attack, attack: attack}])
+  for name in ("skipped", "noted"):
+    _write_lines(tmp_path / f"{name}.jsonl", [{"id": attack, attack: attack}])
   config = json.loads((tmp_path / "config.json").read_text()) | {"name": attack}
   _write_json(tmp_path / "config.json", config)
   links = _parse(page := write_report(tmp_path).read_text("utf-8"))

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from medflax.data.documents import Dataset, Episode
 from medflax.utils import UserError, pick
@@ -17,7 +16,8 @@ class Mixture:
     parts: the data sets.
     tasks: of all parts.
     media_per_sample: the most that a sample of any part has.
-    skipped: the rows that parts have left out, each with the name of its part.
+    skipped, noted: the rows that parts have left out, and their odd files, each with the name of
+      its part.
   """
 
   name = "mixture"
@@ -35,11 +35,10 @@ class Mixture:
       kind: max(part.media_per_sample.get(kind, 0) for part in parts.values())
       for kind in sorted(kinds)
     }
-    self.skipped: list[dict[str, Any]] = [
-      {"source": name, **row}
-      for name, part in parts.items()
-      for row in getattr(part, "skipped", ())
-    ]
+    self.skipped, self.noted = (
+      [{"source": name, **row} for name, part in parts.items() for row in getattr(part, kind, ())]
+      for kind in ("skipped", "noted")
+    )
 
   def episodes(
     self, task: str, split: str, num_shots: int | tuple[int, int], num_episodes: int | None = None

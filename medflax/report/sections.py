@@ -9,7 +9,7 @@ import html
 import json
 import pathlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from medflax.metrics.intervals import Measurement
@@ -155,18 +155,22 @@ def data_section(run: Run) -> str:
   )
 
 
-def skipped_section(run: Run) -> str:
-  """The samples that could not be read and were left out."""
-  if not run.skipped:
+def lists_section(run: Run) -> str:
+  """The samples that were left out, and the files that were read though something is odd."""
+  return _listing("Skipped samples", run.skipped) + _listing("Odd files", run.noted)
+
+
+def _listing(name: str, records: Sequence[Mapping[str, Any]]) -> str:
+  if not records:
     return ""
-  keys = list(dict.fromkeys(key for record in run.skipped for key in record))
+  keys = list(dict.fromkeys(key for record in records for key in record))
   head = "".join(f"<th>{_text(key)}</th>" for key in keys)
   rows = "".join(
     "<tr>" + "".join(f"<td>{_text(record.get(key, ''))}</td>" for key in keys) + "</tr>"
-    for record in run.skipped
+    for record in records
   )
   return _section(
-    f"Skipped samples: {len(run.skipped):,}",
+    f"{name}: {len(records):,}",
     f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>',
   )
 

@@ -1,7 +1,12 @@
 """The data sets of signals: PTB-XL and WFDB records with alarms."""
 
+import json
+
 import numpy as np
 import pytest
+
+from medflax.data.builders.store import NOTED
+from medflax.tools import prepare_data
 
 
 @pytest.fixture
@@ -92,3 +97,27 @@ def test_alarms(source, tmp_path, record, build):
   broken, outside = built.reasons
   assert broken == "training/a3.hea is broken"
   assert "leads out of the data folder" in outside
+
+
+def test_missing_samples_are_noted_and_comments_are_not(source, tmp_path, record, capsys):
+  record("training/a1", "Asystole", "Secret 69 M")
+  record("training/a2")
+  path = source / "training/a1.dat"
+  samples = np.frombuffer(path.read_bytes(), "<i2").reshape(8, 2).copy()
+  samples[3, 1] = -(2**15)
+  path.write_bytes(samples.tobytes())
+  header = source / "training/a1.hea"
+  lines = header.read_text().splitlines()
+  total = (int(samples[:, 1].sum()) + 2**15) % 2**16 - 2**15
+  lines[2] = " ".join([*lines[2].split()[:6], str(total), "0", "V1"])
+  header.write_text("\n".join(lines))
+  arguments = ["wfdb_alarms", "--from", str(source), "--to", str(tmp_path / "to")]
+  assert prepare_data.main(arguments) == 0
+  out = capsys.readouterr().out
+  assert "noted: 1 media files with something odd, listed in noted.jsonl" in out
+  [noted] = (tmp_path / "to" / NOTED).read_text().splitlines()
+  assert json.loads(noted) == {
+    "path": "training/a1.hea",
+    "notes": "1 samples of channel 2 missing, interpolated",
+  }
+  assert "Secret" not in out + noted
