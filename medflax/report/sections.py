@@ -144,7 +144,7 @@ def data_section(run: Run) -> str:
     for entry, row in counts.items()
   )
   used = " and ".join(
-    f"{run.last(f'data/{kind}') / slots:.1%} of its {kind}"
+    f"{(run.last(f'data/{kind}') or 0) / slots:.1%} of its {kind}"
     for kind, room in (("tokens", "data/token_slots"), ("media", "data/media_slots"))
     if (slots := run.last(room))
   )
