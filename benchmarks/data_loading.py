@@ -26,6 +26,7 @@ import nibabel
 import numpy as np
 import PIL.Image
 from absl import flags as absl_flags
+from nibabel.nifti1 import Nifti1Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -60,7 +61,7 @@ def make_volumes(target: pathlib.Path, count: int) -> None:
   rng = np.random.default_rng(0)
   for i in range(count):
     values = rng.integers(-1000, 2000, SIZES["volume"][::-1], np.int16)
-    nibabel.save(nibabel.nifti1.Nifti1Image(values, np.eye(4)), target / f"{i:03}.nii")
+    nibabel.save(Nifti1Image(values, np.eye(4)), target / f"{i:03}.nii")
 
 
 def pipeline(root: pathlib.Path, kind: str, workers: int = 0) -> TrainIterator:
@@ -160,7 +161,7 @@ def resident(pid: int) -> float:
 
 def main() -> None:
   """Prints a table, or the memory of a worker."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description="Times the data pipeline.")
   parser.add_argument("--peer", default="", help="a Python with torch and Pillow")
   parser.add_argument("--images", type=pathlib.Path, help="a folder of JPEGs to read as well")
   parser.add_argument("--count", type=int, default=128, help="files to read over and over")

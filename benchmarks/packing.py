@@ -60,7 +60,7 @@ def used(sizes: np.ndarray, capacity: np.ndarray, bins: int) -> tuple[float, flo
 
 def main() -> None:
   """Prints the table."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description="How full packed rows are.")
   parser.add_argument("--documents", type=int, default=20_000)
   parser.add_argument("--bins", type=int, nargs="+", default=[8, 16, 32, 64, 128])
   flags = parser.parse_args()
