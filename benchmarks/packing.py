@@ -4,7 +4,8 @@ python benchmarks/packing.py
 
 Lengths are drawn from log-normal distributions: those of VQA-RAD and SLAKE as measured on their
 questions and answers in the default prompt with the shipped tokenizer, and two of longer texts, of
-captions and of questions with options, that are assumed. A row of the table packs by first-fit decreasing in groups of so many rows, until media or
+captions and of questions with options, that are assumed.
+A row of the table packs by first-fit decreasing in groups of so many rows, until media or
 tokens are full.
 """
 
