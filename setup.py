@@ -6,7 +6,9 @@ from setuptools import find_packages, setup
 
 INSTALL_REQUIRES = [
   "absl-py>=2.1",  # flags that grain's worker processes read
+  "array_record>=0.8",  # the shards of prepared data sets; grain brings it along
   "flax>=0.12",  # linen modules; first to support jax 0.10
+  "fsspec>=2024.6",  # prepared data sets in object stores; gs:// needs gcsfs, s3:// s3fs besides
   "grain>=0.2.16",  # the input pipeline, whose iterator is part of a checkpoint
   "jax>=0.10",  # the last release line that still serves Python 3.11
   "jaxtyping>=0.3",  # array annotations, checked while testing
@@ -19,9 +21,19 @@ INSTALL_REQUIRES = [
   "pydicom>=3.0",  # DICOM; 3.0 has the pixel API that is used
   "tensorboardX>=2.6.2",  # TensorBoard events without TensorFlow
   "safetensors>=0.5",  # weights in and out, never pickles
+  "scipy>=1.13",  # affine maps of volumes; jax needs it anyway
   "tokenizers>=0.21",  # byte-level BPE, the shipped tokenizer
   "tqdm>=4.66",  # the progress bar
   "transformers>=5.0",  # tokenizer folders and image processors; never its models, so no torch
+]
+
+# Compressed DICOM files, through pydicom's plug-ins; baseline JPEG, JPEG 2000 and RLE need none.
+DICOM = [
+  "pylibjpeg>=2.0",
+  # Lossless and 12-bit JPEG, JPEG-LS. GPL-3.0, so nobody gets it unasked; of the decoders tried
+  # (gdcm, pyjpegls) the one that neither crashes nor hangs on damaged files.
+  "pylibjpeg-libjpeg>=2.1",
+  "pylibjpeg-openjpeg>=2.0",  # high-throughput JPEG 2000, and colour of more than 8 bits
 ]
 
 # The implementations that published numbers come from; none needs data or torch. The package has
@@ -34,9 +46,11 @@ METRICS = [
 
 EXTRAS_REQUIRE = {
   "test": [
+    *DICOM,
     "beartype>=0.20",  # checks the jaxtyping annotations
     "gguf>=0.17",  # writes the files that the tests of the extra read
     "hypothesis>=6.100",
+    "pyarrow>=18",  # likewise
     "pytest>=8.3",
     "pytest-timeout>=2.3",
     *METRICS,
@@ -46,6 +60,8 @@ EXTRAS_REQUIRE = {
     "pyright[nodejs]>=1.1.400",  # with its own node: nothing to install by hand
     "ruff>=0.9",
   ],
+  "parquet": ["pyarrow>=18"],  # data sets that are distributed as parquet files
+  "dicom": DICOM,
   "gguf": ["gguf>=0.17"],  # dequantises the checkpoints of llama.cpp
   "metrics": METRICS,
   "tpu": ["jax[tpu]>=0.10"],

@@ -21,17 +21,14 @@ FILES = "files.json"  # names and sizes of a step's files, written before the st
 
 
 class ProcessBytesHandler(ocp.CheckpointHandler):
-  """Stores a few bytes per process, `process_<i>-of-<n>`: the position of its data iterator."""
-
-  @staticmethod
-  def _file(directory: Any) -> Any:
-    return directory / f"process_{jax.process_index()}-of-{jax.process_count()}"
+  """Stores a line per process, `process_<i>-of-<n>`: the position of its data iterator."""
 
   def save(self, directory: Any, args: "SaveBytes") -> None:
-    self._file(directory).write_bytes(args.value)
+    name = f"process_{jax.process_index()}-of-{jax.process_count()}"
+    (directory / name).write_bytes(args.value)
 
   def restore(self, directory: Any, args: "RestoreBytes") -> bytes:
-    return self._file(directory).read_bytes()
+    return b"\n".join(file.read_bytes() for file in sorted(directory.glob("process_*-of-*")))
 
 
 @ocp.args.register_with_handler(ProcessBytesHandler, for_save=True)
@@ -45,7 +42,7 @@ class SaveBytes(ocp.args.CheckpointArgs):
 @ocp.args.register_with_handler(ProcessBytesHandler, for_restore=True)
 @dataclasses.dataclass
 class RestoreBytes(ocp.args.CheckpointArgs):
-  """Asks for the bytes that this process saved."""
+  """Asks for the lines of all processes, so that there may be more or fewer of them now."""
 
 
 class Checkpointer:
@@ -107,7 +104,7 @@ class Checkpointer:
     self._manager.wait_until_finished()
 
   def restore(self, abstract: Any) -> tuple[int, Any, bytes] | None:
-    """The newest step that can be read: its number, the state and the data position.
+    """The newest step that can be read: its number, the state and all processes' data positions.
 
     Damaged newer steps are named in a warning and set aside under `damaged/`.
 

@@ -38,10 +38,15 @@ SCHEMA = {
   "data": {
     "source": str,
     "root": str,
+    "cache": str,
     "on_bad_sample": str,
+    "exclude": str,
     "image_size": tuple,
     "volume_size": tuple,
+    "sources": Mapping,
+    "transforms": Mapping,
     "train": Mapping,
+    "temperature": float,
     "max_tokens": int,
     "max_media": Mapping,
     "media_mark": str,
@@ -50,6 +55,7 @@ SCHEMA = {
     "media_rule": str,
     "num_workers": int,
     "packing_bins": int,
+    "shards": int,
   },
   "model": {
     "objective": Mapping,
@@ -91,9 +97,16 @@ SCHEMA = {
   "evals": Mapping,
 }
 OPTIONAL_PARTS = ("tower", "connector", "fusion")  # {}: the model has none
+SOURCE_FIELDS = {"source": str, "root": str, "on_bad_sample": str, "exclude": str}  # of a mixture
 TASK_FIELDS = {"task": str, "num_shots": (int, tuple), "weight": float, "targets": str}
 POSITIVE = (
-  *("data.max_tokens", "train.num_steps", "train.batch_size", "train.log_every"),
+  *(
+    "data.max_tokens",
+    "data.packing_bins",
+    "train.num_steps",
+    "train.batch_size",
+    "train.log_every",
+  ),
   *("train.max_bad_steps", "optimizer.accumulate", "checkpoint.keep"),
 )
 NOT_NEGATIVE = (
@@ -210,6 +223,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
       raise UserError(f"config.{name} must not be negative or infinite, got {flat[name]}")
   for name, entry in config.data.train.items():
     _check_section(entry, TASK_FIELDS, f"config.data.train.{name}")
+  if not 0 < config.data.temperature < float("inf"):
+    raise UserError(f"config.data.temperature must be positive, got {config.data.temperature}")
   _check_parts(config)
 
 
@@ -239,7 +254,7 @@ def _check_type(value: Any, kind: Any, where: str) -> None:
 def _check_parts(config: ml_collections.ConfigDict) -> None:
   # Imported here: these bring in jax, which a mistyped flag must not wait for.
   from medflax import data, evals, models, optim, peft
-  from medflax.data import documents
+  from medflax.data import documents, media_chain
 
   parts = {
     "objective": models.OBJECTIVES,
@@ -264,6 +279,13 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
   for name, section in _plain(config)["peft"].items():
     peft.make(section, f"config.peft.{name}")
   pick(data.DATASETS, config.data.source, "config.data.source")
+  if config.data.exclude and config.data.source != "folder":
+    raise UserError(f"config.data.exclude is for folders with a manifest, not {config.data.source}")
+  for name, section in _plain(config.data.sources).items():
+    for field, value in section.items():
+      _check_type(value, pick(SOURCE_FIELDS, field, f"field of config.data.sources.{name}"), field)
+    pick(data.DATASETS, section.get("source", ""), f"config.data.sources.{name}.source")
+  media_chain.build_chains(_plain(config.data.transforms))
   for name, entry in config.data.train.items():
     pick(documents.TARGETS, entry.targets, f"config.data.train.{name}.targets")
   pick(optim.OPTIMIZERS, config.optimizer.type, "config.optimizer.type")

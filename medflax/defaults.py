@@ -33,11 +33,16 @@ def base_config(name: str, variant: str) -> ConfigDict:
   )
   config.data = dict(
     source="phantom",
-    root="",  # of source "folder"
+    root="",  # of source "folder" or "prepared"; a prepared folder may be a URL
+    cache="",  # a local folder that prepared folders are copied to from their URLs
     on_bad_sample="raise",  # or "skip": left out, counted and listed in the report
+    exclude="",  # a list of samples to leave out, as medflax.tools.check_leakage writes
     image_size=(32, 32),
     volume_size=(8, 32, 32),
-    train={},
+    sources={},  # of source "mixture": {"a": dict(source="prepared", root="…")}, tasks are "a/vqa"
+    transforms={},  # by kind of media, {"image": {"flip": {}}}: medflax/data/transforms
+    train={},  # {"a": dict(task="vqa", num_shots=(0, 4), weight=1.0, targets="all")}
+    temperature=1.0,  # of weights that are left to the data (-1): sizes to the power of 1/temperature
     max_tokens=256,  # of a packed row
     max_media=dict(image=9, volume=0),  # slots of a packed row; -1: as many as the data need
     media_mark="<image>",  # stands for a media item in the text; "": nothing does
@@ -45,7 +50,8 @@ def base_config(name: str, variant: str) -> ConfigDict:
     answer_tokens=0,  # a shorter answer's end is repeated up to these; 0: it is there once
     media_rule="prev_image",  # or "next_image", "all_prev"
     num_workers=0,
-    packing_bins=8,
+    packing_bins=32,  # rows that are packed together; more waste less
+    shards=-1,  # of the documents; -1: one a process, whose number is then that of the whole run
   )
   config.model = dict(
     objective=dict(type="next_token"),

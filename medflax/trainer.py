@@ -71,7 +71,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, command: 
   log.info("data      %s %s", dataset.name, dataset.version)
   with workdir_lib.opened(workdir, config, summary.facts(parts.mesh, parts.state)):
     _cache_compilations(workdir)
-    workdir_lib.write_skipped(workdir, getattr(dataset, "skipped", []))
+    workdir_lib.write_lists(workdir, dataset)
     try:
       run(changed=bool(changes))
     except Stopped as stopped:
@@ -169,6 +169,7 @@ class Run:
           scalars = window.close()
           scalars["train/lr"] = self._learning_rate(scalars["train/bad_steps"])
           scalars["train/seconds"] = before + time.monotonic() - began
+          scalars |= {f"data/{name}": total for name, total in batches.counters.items()}
           writer.write(self.step, scalars)
           progress.show(self.step, scalars)
         if self.step % min(config.log_every, config.max_bad_steps) == 0:

@@ -9,7 +9,7 @@ import os
 import pathlib
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -20,6 +20,8 @@ from medflax.utils import UserError, git_hash, write_atomic
 log = logging.getLogger(__name__)
 
 CONFIG, ENVIRONMENT, LOCK = "config.json", "environment.json", ".lock"
+# Attributes that a data set may have, lists of dicts, and what each holds.
+LISTS = {"skipped": "samples left out", "noted": "files with something odd"}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -99,9 +101,14 @@ def environment() -> dict[str, Any]:
   return {"git": git_hash(), "python": platform.python_version(), **versions}
 
 
-def write_skipped(workdir: pathlib.Path, skipped: Sequence[Mapping[str, Any]]) -> None:
-  """Lists the samples that the data set left out, one JSON object a line."""
-  write_atomic(workdir / "skipped.jsonl", "".join(json.dumps(row) + "\n" for row in skipped))
+def write_lists(workdir: pathlib.Path, dataset: object) -> None:
+  """Lists what the data set left out and what it found odd, one JSON object a line."""
+  for name, what in LISTS.items():
+    rows = getattr(dataset, name, ())
+    path = workdir / f"{name}.jsonl"
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+    if rows:
+      log.warning("%s %s, listed in %s", f"{len(rows):,}", what, path)
 
 
 def results_path(workdir: pathlib.Path, name: str, step: int) -> pathlib.Path:

@@ -33,6 +33,7 @@ LAYERS = {
   "pretrained": ("models", "utils"),
   "inference": ("models", "utils"),
   "evals": ("data", "data.pipeline", "inference", "metrics", "models", "parallel", "utils"),
+  "leakage": ("data", "evals", "models", "pretrained", "report", "utils"),
   "train_step": ("models", "peft", "utils"),
   "summary": ("parallel", "train_step"),
   "build": (
@@ -62,7 +63,7 @@ NEVER = {
   "config": {"jax", "jaxlib", "flax"},  # a mistyped flag is told at once
 }
 # Extras, which are imported inside the function that needs them.
-OPTIONAL = {"gguf", "nltk", "rouge_score", "sacrebleu"}
+OPTIONAL = {"gguf", "nltk", "pyarrow", "rouge_score", "sacrebleu"}
 # Where an import is named otherwise than its distribution.
 DISTRIBUTIONS = {
   "PIL": "pillow",

@@ -56,6 +56,8 @@ def make_workdir(path: pathlib.Path, seed: int = 0) -> pathlib.Path:
     loss = 0.35 + 2.6 * math.exp(-step / 180) + 0.12 * rng.standard_normal()
     scalars = {"train/loss": loss, "train/samples_per_s": 402 + rng.normal(0, 9)}
     lines.append({"step": step, **scalars, "train/data_wait": 0.011, "train/seconds": step / 5})
+    seen = {"data/binding/documents": 41 * step, "data/binding/tokens": 977 * step}
+    lines.append({"step": step, **seen, "data/tokens": 977 * step, "data/token_slots": 1024 * step})
     if step % 300 == 0:
       learnt = 1 - math.exp(-step / 260)
       values = {k: 0.5 + (value - 0.5) * learnt for k, value in final.items()}
@@ -87,6 +89,7 @@ def make_workdir(path: pathlib.Path, seed: int = 0) -> pathlib.Path:
     path / "skipped.jsonl",
     [{"line": 17, "id": "case-0031", "reason": "images/ct-17.png: the PNG ends early"}],
   )
+  _write_lines(path / "noted.jsonl", [{"path": "ct/series-3", "notes": "gantry tilt 12.0°"}])
   return path
 
 
@@ -241,6 +244,8 @@ def test_report_shows_every_part(workdir):
     "✗ wrong",
     "Which finding does this volume show?",
     "the PNG ends early",
+    "<th>binding</th><td>49,200</td><td>1,172,400</td>",  # documents and tokens
+    "packing filled 95.4% of its tokens.",
     "0123456789ab",
     "&quot;schedule&quot;: &quot;cosine&quot;",
     "<th>jax</th><td>0.10.2</td>",
@@ -262,7 +267,8 @@ def test_markup_and_odd_characters_in_data_are_text(tmp_path):
   sample |= dict.fromkeys(keys, attack) | {"choices": [attack, attack]}
   sample["support"] = [shot | {"question": attack, "answer": attack} for shot in sample["support"]]
   _write_lines(folder / "samples.jsonl", [sample])
-  _write_lines(tmp_path / "skipped.jsonl", [{"id": attack, attack: attack}])
+  for name in ("skipped", "noted"):
+    _write_lines(tmp_path / f"{name}.jsonl", [{"id": attack, attack: attack}])
   config = json.loads((tmp_path / "config.json").read_text()) | {"name": attack}
   _write_json(tmp_path / "config.json", config)
   links = _parse(page := write_report(tmp_path).read_text("utf-8"))

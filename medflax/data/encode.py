@@ -55,7 +55,8 @@ class Encoded(TypedDict):
   """One document as tokens; media ordinals count from 1 within the document.
 
   `soft_index` counts the tokens of a media item from 1 where it stands inline; 0 is text.
-  `media` is in reading order. `dropped_chunks` and `cut_tokens` tell what truncation took.
+  `media` is in reading order. `dropped_chunks` and `cut_tokens` tell what truncation took, and
+  `entry` which part of a mixture it is of; "": of none.
   """
 
   tokens: Int32[np.ndarray, " t"]
@@ -66,6 +67,7 @@ class Encoded(TypedDict):
   media: list[Media]
   dropped_chunks: int
   cut_tokens: int
+  entry: str
 
 
 # What a token is to the loss, to the media rule and to truncation.
@@ -160,7 +162,8 @@ def encode_document(
   A document that exceeds `max_tokens` or, of some kind, `max_media` loses its earliest parts
   (shots), never media without its text. If the last part alone is too long, text that carries
   no loss is cut from the left: the instruction, then the question, but no media, no special
-  token and nothing to be learned.
+  token and nothing to be learned. A document without `starts` is read from its beginning: it
+  loses its last parts, and of its first one the text before the media, then the end.
 
   Args:
     document: what to encode.
@@ -183,11 +186,11 @@ def encode_document(
     head.tokens.insert(0, tokenizer.bos_id)
     head.roles.insert(0, _MARK)
 
-  total = len(chunks)
+  total, episodic = len(chunks), document.starts is not None
   while len(chunks) > 1 and (
     _excess_tokens([head, *chunks], max_tokens) > 0 or _excess_kind(chunks, max_media)
   ):
-    chunks.pop(0)
+    chunks.pop(0 if episodic else -1)
   if max_media is not None and (kind := _excess_kind(chunks, max_media)):
     raise UserError(
       f"{_name(document)}: a sample has more than data.max_media.{kind} = "
@@ -199,7 +202,10 @@ def encode_document(
   roles = np.array([role for chunk in kept for role in chunk.roles], np.int8)
   excess = max(0, _excess_tokens(kept, max_tokens))
   if excess:
-    cut = np.flatnonzero(roles == _TEXT)[:excess]
+    cut = np.flatnonzero((roles == _TEXT) | (not episodic and roles == _TARGET))
+    if not episodic:
+      cut = np.concatenate([cut[cut < len(head.roles)], cut[cut >= len(head.roles)][::-1]])
+    cut = cut[:excess]
     if len(cut) < excess:
       raise UserError(
         f"{_name(document)}: media and answer take {len(tokens) - len(cut)} tokens, more than "
@@ -226,6 +232,7 @@ def encode_document(
     media=media,
     dropped_chunks=total - len(chunks),
     cut_tokens=excess,
+    entry="",
   )
 
 

@@ -7,21 +7,24 @@ import hashlib
 import math
 import os
 import pathlib
+import zlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import tqdm
 
 from medflax.data.documents import IMAGE, VOLUME, Media, Sample, Source
+from medflax.data.exclude import read_exclusions, report_exclusions
 from medflax.data.manifest import SPLITS, BadRow, Row, assign_splits, group_rows, parse_manifest
-from medflax.data.readers import read_media
-from medflax.data.support import PoolEpisodes
+from medflax.data.media_chain import Draw, MediaChain, sample_text
+from medflax.data.readers import read_kind
+from medflax.data.support import PoolEpisodes, split_episodes
+from medflax.data.transforms.scan import Scan
 from medflax.utils import UserError, nearest
 
 CACHE_BYTES = 2**30  # all media of a data set stay decoded in memory up to this size
 ALL_TASKS = "vqa"
-# Training comes back to a row with new support samples, so it is a generator in all but name.
-TRAIN_PASSES = 1000
 _ON_BAD_SAMPLE = ("raise", "skip")
 
 
@@ -36,7 +39,9 @@ class FolderDataset:
     version: a hash of the manifest.
     tasks: "vqa" (all rows), then the distinct values of the rows' `task`.
     media_per_sample: the most images and volumes that one row has.
-    skipped: rows left out by `on_bad_sample="skip"`: dicts of `line`, `id` and `reason`.
+    skipped: rows left out by `on_bad_sample="skip"` or `exclude`: dicts of `line`, `id`, `reason`.
+    noted: files that are read in spite of what is odd about them, such as slices that are missing:
+      dicts of `path` and `notes`.
   """
 
   def __init__(
@@ -46,6 +51,8 @@ class FolderDataset:
     volume_size: Sequence[int],
     *,
     on_bad_sample: str = "raise",
+    exclude: str | os.PathLike = "",
+    transforms: Mapping[str, Any] = MappingProxyType({}),
     seed: int = 0,
     manifest: str = "manifest.jsonl",
   ):
@@ -56,7 +63,9 @@ class FolderDataset:
       image_size: (H, W) that images are fitted to.
       volume_size: (D, H, W) that volumes are fitted to.
       on_bad_sample: "raise" an error at the first bad row, or "skip" bad rows and list them.
-      seed: decides the order of episodes and their support samples, not the splits.
+      exclude: a list of rows to leave out, see `exclude.read_exclusions`; "": none.
+      transforms: of each kind of media, see `MediaChain`; those of chance in training alone.
+      seed: decides the order of episodes, their support samples and draws, not the splits.
       manifest: name of the manifest in `root`.
 
     Raises:
@@ -68,10 +77,13 @@ class FolderDataset:
       )
     self._root = pathlib.Path(root)
     self._sizes = {IMAGE: tuple(image_size), VOLUME: tuple(volume_size)}
-    self._seed = seed
+    self._chain, self._seed = MediaChain(self._sizes, transforms, seed), seed
     content = _read_manifest(root, manifest)
     rows, bad = parse_manifest(content, self._root)
+    self.name = self._root.resolve().name
+    excluded = read_exclusions(exclude, self.name) if os.fspath(exclude) else frozenset()
     self._cache: dict[tuple[str, str], Media] = {}
+    self.noted: list[dict[str, str]] = []
     if not bad or on_bad_sample == "skip":
       rows, undecodable = self._decode(rows)
       bad = sorted([*bad, *undecodable], key=lambda row: row.line)
@@ -84,16 +96,22 @@ class FolderDataset:
     if not rows:
       first = f", the first (line {bad[0].line}): {bad[0].reason}" if bad else "; add some"
       raise UserError(f"{self._root / manifest} has no usable row{first}")
+    kept = [row for row in rows if row.id not in excluded]
+    if excluded:
+      report_exclusions(exclude, excluded, [row.id for row in rows])
+      bad += [BadRow(row.line, row.id, f"in {exclude}") for row in rows if row.id in excluded]
     try:
-      groups = group_rows(rows)
-      splits = assign_splits(rows, groups)
+      # A row's split must not change because others are left out; given ones are what they are.
+      divided = kept if any(row.split for row in rows) else rows
+      groups = group_rows(divided)
+      splits = assign_splits(divided, groups)
     except UserError as error:
       raise UserError(f"{manifest}: {error}") from None
     self._rows = [
       dataclasses.replace(row, group=group, split=split)
-      for row, group, split in zip(rows, groups, splits, strict=True)
+      for row, group, split in zip(divided, groups, splits, strict=True)
+      if row.id not in excluded
     ]
-    self.name = self._root.resolve().name
     self.version = hashlib.sha256(content).hexdigest()[:12]
     self.tasks = (ALL_TASKS, *sorted({row.task for row in self._rows} - {"", ALL_TASKS}))
     counts = [collections.Counter(kind for kind, _ in row.media) for row in self._rows]
@@ -106,8 +124,10 @@ class FolderDataset:
     """Data workers read files themselves rather than receive a copy of the cache each."""
     return self.__dict__ | {"_cache": {}}
 
-  def samples(self, task: str, split: str) -> "FolderSamples":
+  def samples(self, task: str, split: str, *, augmented: bool = False) -> "FolderSamples":
     """Random access to the rows of a task and split, in the manifest's order.
+
+    With `augmented` the transforms of chance are drawn.
 
     Raises:
       UserError: if there is no such task or split, or it has no rows.
@@ -124,34 +144,32 @@ class FolderDataset:
         f"data set {self.name!r} has no rows of task {task!r} in split {split!r} ({have} in all); "
         "add some or choose another split"
       )
-    return FolderSamples(self, rows)
+    return FolderSamples(self, rows, augmented)
 
   def episodes(
     self, task: str, split: str, num_shots: int | tuple[int, int], num_episodes: int | None = None
   ) -> PoolEpisodes:
-    """Queries of one split with support samples from the training split.
-
-    Outside the training split no query comes twice, so `num_episodes` above the number of rows
-    means all of them; training goes over its rows again and again with new support samples.
+    """Queries of one split with support samples from the training split; see `split_episodes`.
 
     Raises:
       UserError: as `samples`, or if the training split is too small for `num_shots`.
     """
-    queries = self.samples(task, split)
-    most = len(queries) * (TRAIN_PASSES if split == "train" else 1)
-    return PoolEpisodes(
-      queries,
-      self.samples(ALL_TASKS, "train") if num_shots != 0 else queries,
+    training = split == "train"
+    return split_episodes(
+      self.samples(task, split, augmented=training),
+      lambda: self.samples(ALL_TASKS, "train", augmented=training),
       num_shots if isinstance(num_shots, int) else (num_shots[0], num_shots[1]),
       seed=(self._seed, SPLITS.index(split)),
-      num_episodes=most if num_episodes is None else min(num_episodes, most),
+      training=training,
+      num_episodes=num_episodes,
     )
 
-  def sample(self, row: Row) -> Sample:
-    """Decodes a row."""
+  def sample(self, row: Row, epoch: int | None = None) -> Sample:
+    """Decodes a row; `epoch` is that of the draws, None: there are none."""
+    text = sample_text(row.question, row.answer, row.choices)
     return Sample(
       id=row.id,
-      media=tuple(self._media(kind, path) for kind, path in row.media),
+      media=tuple(self._media(kind, path, epoch, text) for kind, path in row.media),
       question=row.question,
       answer=row.answer,
       source=Source(self.name, self.version, row.split),
@@ -161,32 +179,48 @@ class FolderDataset:
       meta=row.meta,
     )
 
-  def _media(self, kind: str, path: str) -> Media:
+  def _media(self, kind: str, path: str, epoch: int | None, text: str) -> Media:
+    if epoch is not None and self._chain.is_random(kind):
+      return self._read(kind, path, Draw(epoch, zlib.crc32(path.encode()), text))
     return self._cache.get((kind, path)) or self._read(kind, path)
 
-  def _read(self, kind: str, path: str) -> Media:
-    return read_media(self._root / path, kind, self._sizes[kind], name=path)
+  def _read(self, kind: str, path: str, draw: Draw | None = None) -> Media:
+    return self._shown(self._scan(kind, path), path, draw)
+
+  def _scan(self, kind: str, path: str) -> Scan:
+    smallest = self._chain.smallest(kind)
+    return read_kind(self._root / path, kind, name=path, smallest=smallest)
+
+  def _shown(self, scan: Scan, path: str, draw: Draw | None = None) -> Media:
+    try:
+      return self._chain(scan, draw)
+    except UserError as error:
+      raise UserError(f"{path} {error}") from None
 
   def _decode(self, rows: Sequence[Row]) -> tuple[list[Row], list[BadRow]]:
-    """Decodes every file once: the rows that can be used and those that cannot."""
+    """Decodes every file once: the rows that can be used and those that cannot; fills `noted`."""
     files = sorted({media for row in rows for media in row.media})
     channels = {IMAGE: 3, VOLUME: 1}
     size = sum(math.prod(self._sizes[kind]) * channels[kind] for kind, _ in files)
 
-    def decode(file: tuple[str, str]) -> str:
+    def decode(file: tuple[str, str]) -> tuple[str, str]:
+      """What is wrong with a file, and what is odd about it."""
       try:
-        media = self._read(*file)
+        scan = self._scan(*file)
+        media = self._shown(scan, file[1])
       except UserError as error:
-        return str(error)
+        return str(error), ""
       if size <= CACHE_BYTES:
         self._cache[file] = media
-      return ""
+      return "", "; ".join(scan.notes)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      reasons = list(
+      found = list(
         tqdm.tqdm(pool.map(decode, files), "checking files", len(files), disable=None, leave=False)
       )
-    broken = {file: reason for file, reason in zip(files, reasons, strict=True) if reason}
+    told = dict(zip(files, found, strict=True))
+    broken = {file: reason for file, (reason, _) in told.items() if reason}
+    self.noted = [{"path": path, "notes": notes} for (_, path), (_, notes) in told.items() if notes]
     bad = [
       BadRow(row.line, row.id, next(broken[media] for media in row.media if media in broken))
       for row in rows
@@ -203,8 +237,8 @@ class FolderSamples:
     topics: the rows' tasks, or the question itself where a row has none.
   """
 
-  def __init__(self, dataset: FolderDataset, rows: Sequence[Row]):
-    self._dataset, self._rows = dataset, rows
+  def __init__(self, dataset: FolderDataset, rows: Sequence[Row], augmented: bool):
+    self._dataset, self._rows, self._augmented = dataset, rows, augmented
     self.groups: Sequence[str] = [row.group for row in rows]
     self.topics: Sequence[str] = [row.task or row.question for row in rows]
 
@@ -212,7 +246,11 @@ class FolderSamples:
     return len(self._rows)
 
   def __getitem__(self, index: int) -> Sample:
-    return self._dataset.sample(self._rows[index])
+    return self.read(index, 0)
+
+  def read(self, index: int, epoch: int) -> Sample:
+    """The row, with the draws of an epoch if there are any."""
+    return self._dataset.sample(self._rows[index], epoch if self._augmented else None)
 
 
 def _read_manifest(root: str | os.PathLike, manifest: str) -> bytes:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from medflax.data.documents import IMAGE, VOLUME
-from medflax.data.readers import extension
 from medflax.utils import UserError, nearest
 
 SPLITS = ("train", "val", "test")
@@ -23,7 +22,10 @@ _FIELDS = (*_MEDIA_FIELDS, "question", "answer", "split", "id", "choices", "grou
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One line of a manifest. `media` are (kind, path relative to the root) pairs."""
+  """One line of a manifest. `media` are (kind, path relative to the root) pairs.
+
+  The path of a volume may be that of a folder, which then holds the slices of one DICOM series.
+  """
 
   line: int
   id: str
@@ -50,7 +52,7 @@ def parse_manifest(content: bytes, root: pathlib.Path) -> tuple[list[Row], list[
   """Parses JSONL `content`, whose paths are relative to `root`; empty lines are no rows."""
   rows, bad, seen = [], [], {}
   root = root.resolve()
-  known_paths: dict[str, str] = {}  # resolving is slow, and questions share images
+  known_paths: dict[tuple[str, str], str] = {}  # resolving is slow, and questions share images
   for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
     if not line.strip():
       continue
@@ -84,14 +86,19 @@ def _parse_json(line: bytes) -> dict[str, Any]:
 
 
 def _parse_row(
-  record: dict[str, Any], line: int, row_id: str, root: pathlib.Path, known_paths: dict[str, str]
+  record: dict[str, Any],
+  line: int,
+  row_id: str,
+  root: pathlib.Path,
+  known_paths: dict[tuple[str, str], str],
 ) -> Row:
   media = []
   for field, kind in _MEDIA_FIELDS.items():
     for path in _texts(record, field):
-      if path not in known_paths:
-        known_paths[path] = _check_path(root, path)
-      media.append((kind, known_paths[path]))
+      if (kind, path) not in known_paths:
+        resolved = path_inside(root, path, folder=kind == VOLUME)
+        known_paths[kind, path] = resolved.relative_to(root).as_posix()
+      media.append((kind, known_paths[kind, path]))
   if not media:
     raise UserError(f"has no media; give `images` or `volumes`{_typo('images', record)}")
   choices = _texts(record, "choices")
@@ -149,28 +156,40 @@ def _shown(value: Any) -> str:
   return text if len(text) <= 40 else text[:37] + "…"
 
 
-def _check_path(root: pathlib.Path, path: str) -> str:
-  """The file's path relative to `root`, symbolic links and all resolved."""
+def path_inside(root: pathlib.Path, path: str, *, folder: bool = False) -> pathlib.Path:
+  """The file at `path` below `root` (itself resolved), symbolic links and all resolved.
+
+  Args:
+    root: the folder that it must not lead out of.
+    path: relative to `root`.
+    folder: whether a folder will do as well.
+
+  Raises:
+    UserError: if it leads out of `root`, or there is no such file.
+  """
   pure = pathlib.PurePosixPath(path)
   climbs = UserError(f"{path!r} leads out of the data folder; copy the file into it")
   if pure.is_absolute() or ".." in pure.parts:
     raise climbs
   try:
     resolved = (root / pure).resolve()
-    found = resolved.is_file()
+    is_folder = resolved.is_dir()
+    found = is_folder or resolved.is_file()
   except (OSError, ValueError, RuntimeError):  # too long, a NUL inside, links in a circle
     raise UserError(f"{_shown(path)} is not a usable path; correct it") from None
   if not resolved.is_relative_to(root):
     raise climbs
   if not found:
     raise UserError(f"{path!r} does not exist; paths are relative to the data folder")
-  extension(path)
-  return resolved.relative_to(root).as_posix()
+  if is_folder and not folder:
+    raise UserError(f"{path!r} is a folder; name a file")
+  return resolved
 
 
 def group_rows(rows: Sequence[Row]) -> list[str]:
   """A label a row, equal for all rows that must stay together: a shared `group` or file.
 
+  A slice belongs with the series whose folder it lies in, where that is listed as a volume.
   Labels are the rows' own `group` where they have one, else the first of their files' paths.
   """
   parents: dict[tuple[str, str], tuple[str, str]] = {}
@@ -180,9 +199,15 @@ def group_rows(rows: Sequence[Row]) -> list[str]:
       parents[key] = key = parents[parent]  # halves the path on the way
     return key
 
+  listed = {path for row in rows for _, path in row.media}
+
+  def home(path: str) -> str:
+    folder = str(pathlib.PurePosixPath(path).parent)
+    return folder if folder in listed else path
+
   # Keys sort so that a component's smallest one is a group's name before any file's path.
   keys = [
-    [("0group", row.group)] * bool(row.group) + [("1file", path) for _, path in row.media]
+    [("0group", row.group)] * bool(row.group) + [("1file", home(path)) for _, path in row.media]
     for row in rows
   ]
   for linked in keys:
@@ -219,20 +244,25 @@ def assign_splits(rows: Sequence[Row], groups: Sequence[str]) -> list[str]:
   return [row.split for row in rows]
 
 
+def hash_fraction(name: str) -> float:
+  """A number in [0, 1) that depends on a name alone."""
+  return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+
+
+def hash_split(group: str) -> str:
+  """The split of a group by a hash of its name: 80, 10 and 10 %."""
+  at = hash_fraction(group)
+  return "train" if at < _SHARES["train"] else "val" if at < 1 - _SHARES["test"] else "test"
+
+
 def _split_groups(groups: Iterable[str]) -> dict[str, str]:
-  position = {
-    group: int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64 for group in groups
-  }
+  position = {group: hash_fraction(group) for group in groups}
   if len(position) < len(SPLITS):
     raise UserError(
       f"its rows form {len(position)} group(s) by `group` and shared files, and "
       f"{', '.join(SPLITS)} need one each; add data or give every row a `split`"
     )
-  test_from = 1 - _SHARES["test"]
-  splits = {
-    group: "train" if at < _SHARES["train"] else "val" if at < test_from else "test"
-    for group, at in position.items()
-  }
+  splits = {group: hash_split(group) for group in position}
   for split in SPLITS:
     sizes = collections.Counter(splits.values())
     if not sizes[split]:

@@ -1,15 +1,16 @@
 """Packing: several short documents share one row of fixed shape.
 
-Documents are read in groups of a few rows' worth, and each group is packed on its own by
-first-fit decreasing, which leaves at most a part of one row empty a group. Because a group
-depends on nothing before it, the state of the iterator is the parent's at the group's start
-and the number of rows already handed out: small, and exact.
+Documents are dealt out to shards, one after the other. A shard reads its own in groups of a few
+rows' worth, and packs each group by itself by first-fit decreasing, which leaves at most a part of
+one row empty a group. Because a group depends on nothing before it, the state of a shard is its
+group's first document and the number of rows already handed out: small, exact, and independent of
+who reads which shard and how.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import collections
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypedDict
 
-import grain
 import numpy as np
 from jaxtyping import Int
 
@@ -57,68 +58,91 @@ def first_fit_decreasing(
   return bins
 
 
-class PackIterDataset(grain.IterDataset):
-  """Turns a stream of `Encoded` documents into rows: lists of documents that fit `shape`.
+class ShardState(TypedDict):
+  """The place of a shard: its group's number and first document, and rows of it handed out."""
+
+  group: int
+  start: int
+  row: int
+
+
+class PackedRows:
+  """Rows, lists of documents that fit `shape`, of some shards of an endless stream.
 
   Args:
-    parent: the documents.
+    read: gives, from each shard's `start`-th document on, the first shard's, the second's, …, the
+      first's next, and so on.
+    shards: numbers of the shards.
     shape: of a row.
     num_bins: how many rows' worth of documents are packed together. More pack tighter, and
       resuming reads up to so many again.
     seed: of the order of rows within a group (packing sorts documents by size).
   """
 
-  def __init__(self, parent: grain.IterDataset, shape: RowShape, num_bins: int, seed: int):
-    super().__init__(parent)
-    self._shape, self._num_bins, self._seed = shape, num_bins, seed
+  def __init__(
+    self,
+    read: Callable[[int], Iterator[Encoded]],
+    shards: Sequence[int],
+    shape: RowShape,
+    num_bins: int,
+    seed: int,
+  ):
+    self._read, self._shards, self._shape, self._seed = read, tuple(shards), shape, seed
+    self._enough = num_bins * capacity(shape)
+    self.set_state({shard: ShardState(group=0, start=0, row=0) for shard in shards})
 
-  def __iter__(self) -> grain.DatasetIterator:
-    return _PackIterator(iter(self._parent), self._shape, self._num_bins, self._seed)
-
-
-class _PackIterator(grain.DatasetIterator):
-  def __init__(self, parent: grain.DatasetIterator, shape: RowShape, num_bins: int, seed: int):
-    super().__init__(parent)
-    self._shape, self._capacity, self._seed = shape, capacity(shape), seed
-    self._enough = num_bins * self._capacity
-    self._begin_group(0)
-
-  def _begin_group(self, group: int) -> None:
-    self._group, self._row = group, 0
-    self._rows: list[list[Encoded]] | None = None
-    self._parent_state = self._parent.get_state()
-
-  def __next__(self) -> Sequence[Encoded]:
-    if self._rows is None:
-      self._rows = self._pack_group()
-    row = self._rows[self._row]
-    self._row += 1
-    if self._row == len(self._rows):
-      self._begin_group(self._group + 1)
+  def next_row(self, shard: int) -> list[Encoded]:
+    """The next row of a shard."""
+    place = self._places[shard]
+    if shard not in self._groups:
+      self._groups[shard] = self._next_group(shard)
+    rows = self._groups[shard]
+    row = rows[place["row"]]
+    place["row"] += 1
+    if place["row"] == len(rows):
+      place["start"] += sum(len(documents) for documents in self._groups.pop(shard))
+      place["group"], place["row"] = place["group"] + 1, 0
     return row
 
-  def _pack_group(self) -> list[list[Encoded]]:
+  def _next_group(self, shard: int) -> list[list[Encoded]]:
     documents, sizes = [], []
-    total = np.zeros_like(self._capacity)
-    while (total <= self._enough).all() if documents else True:
-      try:
-        document = next(self._parent)
-      except StopIteration:
-        break
-      documents.append(document)
-      sizes.append(size(document, self._shape))
+    total = np.zeros_like(self._enough)
+    while (total <= self._enough).all():
+      while not self._waiting[shard]:
+        self._read_one()
+      documents.append(self._waiting[shard].popleft())
+      sizes.append(size(documents[-1], self._shape))
       total += sizes[-1]
-    if not documents:
-      raise StopIteration
-    rows = first_fit_decreasing(np.stack(sizes), self._capacity)
-    order = np.random.default_rng((self._seed, self._group)).permutation(len(rows))
+    rows = first_fit_decreasing(np.stack(sizes), capacity(self._shape))
+    key = (self._seed, self._places[shard]["group"], shard)
+    order = np.random.default_rng(key).permutation(len(rows))
     # Within a row the stream's order is kept, so that a document's size does not tell its place.
     return [[documents[i] for i in sorted(rows[r])] for r in order]
 
-  def get_state(self) -> dict[str, Any]:
-    return {"parent": self._parent_state, "group": self._group, "row": self._row}
+  def _read_one(self) -> None:
+    if self._stream is None:
+      self._first = min(place["start"] for place in self._places.values())
+      self._stream, self._count = self._read(self._first), 0
+    turn, shard = divmod(self._count, len(self._shards))
+    document = next(self._stream)
+    self._count += 1
+    # After a restart, a shard that was ahead of another has some of its documents read in vain.
+    if self._first + turn >= self._places[self._shards[shard]]["start"]:
+      self._waiting[self._shards[shard]].append(document)
 
-  def set_state(self, state: dict[str, Any]) -> None:
-    self._parent.set_state(state["parent"])
-    self._begin_group(state["group"])
-    self._row = state["row"]
+  def get_state(self) -> dict[int, ShardState]:
+    """The place of each shard, after the rows handed out."""
+    return {shard: place.copy() for shard, place in self._places.items()}
+
+  def set_state(self, state: dict[int, ShardState]) -> None:
+    """Goes on from there; `state` may know more shards than these."""
+    self.close()
+    self._places = {shard: state[shard].copy() for shard in self._shards}
+    self._groups: dict[int, list[list[Encoded]]] = {}
+    self._waiting = {shard: collections.deque[Encoded]() for shard in self._shards}
+
+  def close(self) -> None:
+    """Ends the stream, and its threads and processes."""
+    if (close := getattr(getattr(self, "_stream", None), "close", None)) is not None:
+      close()
+    self._stream: Iterator[Encoded] | None = None

@@ -1,10 +1,11 @@
 """From a data set to batches: mixture, shards, workers, packing, prefetch.
 
-  episodes → shuffle → shard by process → document → encode   for each entry of config.data.train
-  → mix by weights → threads or worker processes → pack → collate → prefetch
+  episodes or documents → shuffle → deal out to shards → encode   for each entry of data.train
+  → mix by weights → threads or worker processes → pack each shard → collate → prefetch
 
 Every stage is a function of (config, seed) and the position, so an iterator's state is small and
-resuming is exact.
+resuming is exact. Each shard gives its own rows of every global batch, so that neither batches nor
+states depend on which process reads a shard, or with how many workers.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -24,7 +25,9 @@ from medflax.data.documents import (
   IMAGE,
   VOLUME,
   Dataset,
+  Document,
   Episode,
+  Media,
   Prompt,
   episode_document,
 )
@@ -36,15 +39,20 @@ from medflax.data.encode import (
   encode_document,
   media_options,
 )
-from medflax.data.packing import PackIterDataset
+from medflax.data.mixture import resolve
+from medflax.data.packing import PackedRows
 from medflax.data.tokenizer import Tokenizer
 from medflax.utils import UserError, nearest
 
 CHANNELS = {IMAGE: 3, VOLUME: 1}
 
+# Arrays of workers as large as this come through shared memory; smaller ones are not worth a file.
+_SHARED_BYTES = 2**16
 # Threads of the process (or of each worker process) that read ahead, and how far.
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=32)
-_STATE_FORMAT = 1
+_STATE_FORMAT = 2
+# What is counted for all data and for each entry of the mixture.
+_COUNTED = ("documents", "tokens", "media", "dropped_chunks", "cut_tokens")
 
 
 def with_media_slots(
@@ -82,149 +90,207 @@ def row_shape(config: ml_collections.ConfigDict) -> RowShape:
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodeEpisode:
-  """An `Episode` to `Encoded`; `targets` names the support answers to learn besides the query's."""
+class Encode:
+  """An `Episode`, or a `Document` that is one already, to `Encoded`.
+
+  `targets` names the support answers to learn besides the query's, `entry` the part of the mixture.
+  """
 
   tokenizer: Tokenizer
   prompt: Prompt
   media: Mapping[str, Any]  # of `media_options`
   shape: RowShape
   targets: str = "all"
+  entry: str = ""
 
-  def __call__(self, episode: Episode) -> Encoded:
-    return encode_document(
-      episode_document(episode, self.prompt, targets=self.targets),
+  def __call__(self, item: Episode | Document) -> Encoded:
+    if isinstance(item, Episode):
+      item = episode_document(item, self.prompt, targets=self.targets)
+    encoded = encode_document(
+      item,
       self.tokenizer,
       **self.media,
       max_tokens=self.shape.length,
       max_media={kind: slots for kind, (slots, *_) in self.shape.media.items()},
     )
+    encoded["entry"] = self.entry
+    return encoded
+
+
+def _to_arrays(encoded: Encoded) -> dict[str, Any]:
+  """Media as plain arrays, which workers hand over in shared memory."""
+  return encoded | {"media": [(media.kind, media.array) for media in encoded["media"]]}
+
+
+def _from_arrays(encoded: dict[str, Any]) -> Encoded:
+  """Copies, since shared memory is scarce and a document may wait for its group to fill."""
+  media = [Media(np.array(array), kind) for kind, array in encoded["media"]]
+  return Encoded(**encoded | {"media": media})
 
 
 def _num_shots(value: Any) -> int | tuple[int, int]:
   return value if isinstance(value, int) else (value[0], value[1])
 
 
+def _training_items(dataset: Dataset, name: str, entry: Any) -> Sequence:
+  """What an entry of the mixture trains on: episodes or, of interleaved data, documents."""
+  if entry.task not in dataset.tasks:
+    hint = nearest(entry.task, dataset.tasks)
+    raise UserError(f"data.train.{name}: {dataset.name} has no task {entry.task!r}{hint}")
+  part, task = resolve(dataset, entry.task)
+  if getattr(part, "interleaved", False):
+    items = part.documents(task, "train")  # pyright: ignore[reportAttributeAccessIssue]
+  else:
+    items = part.episodes(task, "train", _num_shots(entry.num_shots))
+  if not len(items):
+    raise UserError(f"data.train.{name}: {dataset.name} has no training data of {entry.task!r}")
+  return items
+
+
+def _weights(items: Mapping[str, Sequence], config: ml_collections.ConfigDict) -> list[float]:
+  """Of the entries of the mixture: as given, or by their sizes where that is left to the data."""
+  given = {name: config.train[name].weight for name in items}
+  if all(weight > 0 for weight in given.values()):
+    return list(given.values())
+  if any(weight != -1 for weight in given.values()):
+    name = next(name for name, weight in given.items() if weight <= 0)
+    raise UserError(
+      f"data.train.{name}.weight must be positive, or -1 for all entries: then they are mixed by "
+      "their sizes; delete the entry to leave it out"
+    )
+  for name, part in items.items():
+    if len(part) >= ENDLESS:
+      raise UserError(f"data.train.{name}.weight is -1, but its data are endless; give a weight")
+  return [len(part) ** (1 / config.temperature) for part in items.values()]
+
+
 def _training_documents(
   dataset: Dataset,
-  encode: EncodeEpisode,
+  encode: Encode,
   config: ml_collections.ConfigDict,
   *,
   seed: int,
-  process_index: int,
-  process_count: int,
-) -> grain.MapDataset:
-  """The endless mixture of config.data.train as `Encoded` documents of this process."""
-  parts, weights = [], []
-  for number, (name, entry) in enumerate(sorted(config.data.train.items())):
-    if entry.task not in dataset.tasks:
-      hint = nearest(entry.task, dataset.tasks)
-      raise UserError(f"data.train.{name}: {dataset.name} has no task {entry.task!r}{hint}")
-    if entry.weight <= 0:
-      raise UserError(
-        f"data.train.{name}.weight must be positive; delete the entry to leave it out"
-      )
-    episodes = dataset.episodes(entry.task, "train", _num_shots(entry.num_shots))
-    if not len(episodes):
-      raise UserError(f"data.train.{name}: {dataset.name} has no training data of {entry.task!r}")
-    part = grain.MapDataset.source(episodes)
-    if len(episodes) < ENDLESS:
-      part = part.shuffle(seed=int(np.random.SeedSequence((seed, number)).generate_state(1)[0]))
-    # Sharding each part, not the mixture, keeps every process's mixture at the weights.
-    part = part.repeat()[process_index::process_count]
-    parts.append(part.map(dataclasses.replace(encode, targets=entry.targets)))
-    weights.append(entry.weight)
-  if not parts:
+  shard_count: int,
+) -> list[grain.MapDataset]:
+  """The endless mixture of config.data.train as `Encoded` documents of each shard."""
+  entries = sorted(config.train.items())
+  if not entries:
     raise UserError("data.train names no task to train on; add an entry")
-  return grain.MapDataset.mix(parts, weights)
+  items = {name: _training_items(dataset, name, entry) for name, entry in entries}
+  parts = []
+  for number, (name, entry) in enumerate(entries):
+    part = grain.MapDataset.source(items[name])
+    if len(items[name]) < ENDLESS:
+      part = part.shuffle(seed=int(np.random.SeedSequence((seed, number)).generate_state(1)[0]))
+    to_encoded = dataclasses.replace(encode, targets=entry.targets, entry=name)
+    # Dealing out each part, not the mixture, keeps every shard's mixture at the weights.
+    part = part.repeat()
+    parts.append([part[shard::shard_count].map(to_encoded) for shard in range(shard_count)])
+  weights = _weights(items, config)
+  return [grain.MapDataset.mix(shard, weights) for shard in zip(*parts, strict=True)]
 
 
 class TrainIterator:
-  """Endless batches of this process's rows; state and counters are those after the last batch.
-
-  Attributes:
-    counters: totals since the start of training, resumed with the state: `documents`; `tokens`
-      of `token_slots`; `media` of `media_slots`; `truncated_documents`, which lost
-      `dropped_chunks` shots and `cut_tokens` tokens of text.
-  """
+  """Endless batches of this process's rows; state and counters are those after the last batch."""
 
   def __init__(
-    self,
-    rows: grain.IterDataset,
-    to_batch: Callable[[list[list[Encoded]]], Batch],
-    layout: dict[str, int],
-  ):
+    self, packed: PackedRows, shards: Sequence[int], shard_count: int, rows: int, shape: RowShape,
+    pad_id: int,
+  ):  # fmt: skip
     """Use `train_iterator`.
 
     Args:
-      rows: yields lists of rows, each a list of documents.
-      to_batch: collates them.
-      layout: what the state depends on and a resumed run must share.
+      packed: the rows of `shards`.
+      shards: those of this process, of `shard_count` in all.
+      shard_count: how many there are in all.
+      rows: of a batch from each shard.
+      shape: of a row.
+      pad_id: the token that fills rows up.
     """
-    self._iterator, self._to_batch, self._layout = iter(rows), to_batch, layout
-    self.counters = dict.fromkeys(
-      (
-        *("documents", "tokens", "token_slots", "media", "media_slots"),
-        *("truncated_documents", "dropped_chunks", "cut_tokens"),
-      ),
-      0,
-    )
+    self._packed, self._shard_count = packed, shard_count
+    self._order = [shard for shard in shards for _ in range(rows)]
+    self._shape, self._pad_id = shape, pad_id
+    self._counts: dict[int, dict[str, int]] = {shard: {} for shard in shards}
+
+  @property
+  def counters(self) -> dict[str, int]:
+    """Totals of this process's shards since the start of training, resumed with the state.
+
+    `documents`, `tokens`, `media` and what truncation took of them, `dropped_chunks` (shots) and
+    `cut_tokens`: of all, and as `<entry>/documents` and so on of each entry of the mixture;
+    `token_slots` and `media_slots`: the room there was; `truncated_documents`.
+    """
+    names = dict.fromkeys(name for counts in self._counts.values() for name in counts)
+    return {name: sum(c.get(name, 0) for c in self._counts.values()) for name in names}
 
   def __iter__(self) -> "TrainIterator":
     return self
 
   def __next__(self) -> Batch:
-    rows = next(self._iterator)
-    batch = self._to_batch(rows)
-    documents = [document for row in rows for document in row]
-    self._count("documents", len(documents))
-    self._count("tokens", sum(len(document["tokens"]) for document in documents))
-    self._count("token_slots", batch["tokens"].size)
-    self._count("media", sum(len(document["media"]) for document in documents))
-    slots = (array.size for key, array in batch.items() if key.startswith("media_ordinal/"))
-    self._count("media_slots", sum(slots))
-    for document in documents:
-      if document["dropped_chunks"] or document["cut_tokens"]:
-        self._count("truncated_documents", 1)
-        self._count("dropped_chunks", document["dropped_chunks"])
-        self._count("cut_tokens", document["cut_tokens"])
-    return batch
+    rows = [self._packed.next_row(shard) for shard in self._order]
+    for shard, row in zip(self._order, rows, strict=True):
+      self._count(self._counts[shard], row)
+    return collate(rows, self._shape, self._pad_id)
 
-  def _count(self, name: str, amount: int) -> None:
-    self.counters[name] += amount
+  def _count(self, counts: dict[str, int], row: Sequence[Encoded]) -> None:
+    def add(name: str, amount: int) -> None:
+      counts[name] = counts.get(name, 0) + amount
+
+    for document in row:
+      sizes = (1, len(document["tokens"]), len(document["media"]))
+      taken = (document["dropped_chunks"], document["cut_tokens"])
+      for name, amount in zip(_COUNTED, (*sizes, *taken), strict=True):
+        add(name, amount)
+        add(f"{document['entry']}/{name}", amount)
+      add("truncated_documents", int(any(taken)))
+    add("token_slots", self._shape.length)
+    add("media_slots", sum(slots for slots, *_ in self._shape.media.values()))
 
   def get_state(self) -> bytes:
-    """JSON from which an iterator of the same config goes on after the last batch."""
-    state = {"format": _STATE_FORMAT, "layout": self._layout, "counters": self.counters}
-    return json.dumps(state | {"stream": self._iterator.get_state()}).encode()
+    """A line of JSON from which an iterator of the same config goes on after the last batch."""
+    shards = {
+      shard: {"place": place, "counters": self._counts[shard]}
+      for shard, place in self._packed.get_state().items()
+    }
+    state = {"format": _STATE_FORMAT, "data.shards": self._shard_count, "shards": shards}
+    return json.dumps(state).encode()
 
   def set_state(self, state: bytes) -> None:
     """Continues from `get_state`.
 
+    Args:
+      state: lines of all processes, of however many there were, in any order; or this process's.
+
     Raises:
-      UserError: if the state is damaged or of another number of workers or processes.
+      UserError: if the state is damaged or of another number of shards.
     """
-    try:
-      loaded = json.loads(state)
-      saved_format, layout = loaded["format"], loaded["layout"]
-    except (ValueError, KeyError, TypeError):
-      raise UserError(
-        "the data iterator's saved state is damaged; use another checkpoint"
-      ) from None
-    if saved_format != _STATE_FORMAT:
-      raise UserError(f"the data iterator's state has format {saved_format}, not {_STATE_FORMAT}")
-    for name, here in self._layout.items():
-      if layout.get(name) != here:
+    shards = {}
+    for line in state.splitlines() or [b""]:
+      try:
+        loaded = json.loads(line)
+        saved_format, shard_count = loaded["format"], loaded.get("data.shards")
+        shards |= {int(shard): kept for shard, kept in loaded.get("shards", {}).items()}
+      except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
-          f"cannot resume the data iterator: saved with {name} = {layout.get(name)}, this run has "
-          f"{here}; use the same"
+          "the data iterator's saved state is damaged; use another checkpoint"
+        ) from None
+      if saved_format != _STATE_FORMAT:
+        raise UserError(f"the data iterator's state has format {saved_format}, not {_STATE_FORMAT}")
+      if shard_count != self._shard_count:
+        raise UserError(
+          f"cannot resume the data iterator: saved with {shard_count} shards, this run has "
+          f"{self._shard_count}; set data.shards = {shard_count}"
         )
-    self._iterator.set_state(loaded["stream"])
-    self.counters = loaded["counters"]
+    if lost := self._counts.keys() - shards.keys():
+      raise UserError(
+        f"the data iterator's state lacks shard {min(lost)}; resume with the files of all processes"
+      )
+    self._packed.set_state({shard: shards[shard]["place"] for shard in self._counts})
+    self._counts = {shard: shards[shard]["counters"] for shard in self._counts}
 
   def close(self) -> None:
     """Ends threads and worker processes."""
-    self._iterator.close()
+    self._packed.close()
 
 
 def train_iterator(
@@ -239,42 +305,50 @@ def train_iterator(
   """Endless packed batches of `config.data.train`, exactly resumable.
 
   Args:
-    dataset: where episodes come from.
+    dataset: where episodes and documents come from.
     tokenizer: from `load_tokenizer`.
     config: the whole config; reads `data`, `prompt` and `train.batch_size`.
     seed: of all order; the same (config, seed) gives the same batches.
-    process_index, process_count: processes see disjoint documents, which together are those
-      a single process would see. Each yields `train.batch_size / process_count` rows.
+    process_index, process_count: each process yields its `train.batch_size / process_count` rows
+      of the global batch, which is the same for every number of processes that divides
+      `data.shards`.
 
   With `data.num_workers` > 0 documents are read in so many processes; their program must have
-  parsed absl's flags. With 0 threads of this process read ahead.
+  parsed absl's flags. With 0 threads of this process read ahead. The batches are the same.
 
   Raises:
     UserError: if the mixture or the batch size does not fit.
   """
-  local_rows, rest = divmod(config.train.batch_size, process_count)
+  shard_count = process_count if config.data.shards == -1 else config.data.shards
+  if shard_count < 1 or shard_count % process_count:
+    raise UserError(
+      f"data.shards = {shard_count} must be a multiple of the {process_count} processes"
+    )
+  rows, rest = divmod(config.train.batch_size, shard_count)
   if rest:
     raise UserError(
-      f"train.batch_size = {config.train.batch_size} must be a multiple of the "
-      f"{process_count} processes"
+      f"train.batch_size = {config.train.batch_size} must be a multiple of the {shard_count} shards"
+      f" that {process_count} processes read"
     )
+  each = shard_count // process_count
+  shards = range(process_index * each, (process_index + 1) * each)
   prompt, shape = Prompt(**config.prompt), row_shape(config.data)
-  encode = EncodeEpisode(tokenizer, prompt, media_options(config.data), shape)
-  documents = _training_documents(
-    dataset, encode, config, seed=seed, process_index=process_index, process_count=process_count
-  ).to_iter_dataset(_READ)
-  if config.data.num_workers:
-    documents = documents.mp_prefetch(grain.MultiprocessingOptions(config.data.num_workers))
-  packed = PackIterDataset(documents, shape, config.data.packing_bins, seed)
-  return TrainIterator(
-    packed.batch(local_rows, batch_fn=list),
-    lambda rows: collate(rows, shape, tokenizer.pad_id),
-    {
-      "data.num_workers": config.data.num_workers,
-      "process_index": process_index,
-      "process_count": process_count,
-    },
-  )
+  encode = Encode(tokenizer, prompt, media_options(config.data), shape)
+  documents = _training_documents(dataset, encode, config.data, seed=seed, shard_count=shard_count)
+
+  def read(start: int) -> Iterator[Encoded]:
+    stream = grain.MapDataset.mix([documents[shard][start:] for shard in shards])
+    if not config.data.num_workers:
+      return iter(stream.to_iter_dataset(_READ))
+    stream = stream.map(_to_arrays).to_iter_dataset(_READ)
+    stream = grain.experimental.WithOptionsIterDataset(
+      stream, grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
+    )
+    stream = stream.mp_prefetch(grain.MultiprocessingOptions(config.data.num_workers))
+    return iter(stream.map(_from_arrays))
+
+  packed = PackedRows(read, shards, shape, config.data.packing_bins, seed)
+  return TrainIterator(packed, shards, shard_count, rows, shape, tokenizer.pad_id)
 
 
 @runtime_checkable

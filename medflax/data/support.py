@@ -1,19 +1,19 @@
 """Few-shot episodes from a pool of real samples."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
-from medflax.data.documents import Episode, SampleSource
+from medflax.data.documents import Episode, Sample, SampleSource
 from medflax.utils import UserError
 
 
 @runtime_checkable
 class PoolSource(SampleSource, Protocol):
-  """Samples whose keys are known without decoding them.
+  """Samples whose keys are known without decoding them; item i is `read(i, 0)`.
 
   Attributes:
     groups: what may not be shared between a query and its support; never empty.
@@ -22,6 +22,14 @@ class PoolSource(SampleSource, Protocol):
 
   groups: Sequence[str]
   topics: Sequence[str]
+
+  def read(self, index: int, epoch: int) -> Sample:
+    """Sample `index`; where media are augmented, anew for every `epoch`."""
+    ...
+
+
+# Training comes back to a sample with new support, so it is a generator in all but name.
+TRAIN_PASSES = 1000
 
 
 class PoolEpisodes(Sequence[Episode]):
@@ -77,8 +85,9 @@ class PoolEpisodes(Sequence[Episode]):
     if not 0 <= index < self._length:
       raise IndexError(f"episode {index} of {self._length}")
     query = int(self._order[index % len(self._order)])
-    support = tuple(self._pool[i] for i in self.support_indices(index, query))
-    return Episode(self._queries[query], support)
+    # A sample comes again in many episodes, so that the episode's number is what tells them apart.
+    support = tuple(self._pool.read(i, index) for i in self.support_indices(index, query))
+    return Episode(self._queries.read(query, index), support)
 
   def support_indices(self, index: int, query: int) -> list[int]:
     """Positions in the pool of episode `index`'s support samples, in the order shown."""
@@ -105,6 +114,41 @@ class PoolEpisodes(Sequence[Episode]):
       if len(fresh) == count:
         break
     return (fresh + repeats)[:count]
+
+
+def split_episodes(
+  queries: PoolSource,
+  pool: Callable[[], PoolSource],
+  num_shots: int | tuple[int, int],
+  *,
+  seed: Sequence[int],
+  training: bool,
+  num_episodes: int | None,
+) -> PoolEpisodes:
+  """The episodes of a split of finite size.
+
+  Outside the training split no query comes twice, so `num_episodes` above the number of queries
+  means all of them; training goes over its samples again and again with new support.
+
+  Args:
+    queries: the samples of the split.
+    pool: gives what support is drawn from; not called for zero shots.
+    num_shots: a number or an inclusive range.
+    seed: of the data set and the split.
+    training: whether it is the training split.
+    num_episodes: how many; None: all there are.
+
+  Raises:
+    UserError: if the pool is too small for `num_shots`.
+  """
+  most = len(queries) * (TRAIN_PASSES if training else 1)
+  return PoolEpisodes(
+    queries,
+    pool() if num_shots != 0 else queries,
+    num_shots,
+    seed=seed,
+    num_episodes=most if num_episodes is None else min(num_episodes, most),
+  )
 
 
 def _codes(*columns: Sequence[str]) -> tuple[int, list[Int[np.ndarray, " n"]]]:

@@ -33,7 +33,8 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     sections.training_section(run),
     sections.metrics_section(run),
     sections.samples_section(run),
-    sections.skipped_section(run),
+    sections.data_section(run),
+    sections.lists_section(run),
     sections.provenance_section(run),
     "<footer>Made by medflax for research. Not a medical device.</footer></main>",
   )

@@ -61,6 +61,7 @@ class Run:
   torn: int
   evaluations: list[Evaluation]
   skipped: list[dict[str, Any]]
+  noted: list[dict[str, Any]]
 
   @property
   def step(self) -> int:
@@ -90,6 +91,7 @@ def read_run(workdir: pathlib.Path) -> Run:
     torn=torn,
     evaluations=_read_evaluations(workdir / "evals"),
     skipped=_read_lines(workdir / "skipped.jsonl"),
+    noted=_read_lines(workdir / "noted.jsonl"),
   )
 
 

@@ -9,7 +9,7 @@ import html
 import json
 import pathlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from medflax.metrics.intervals import Measurement
@@ -126,18 +126,51 @@ def samples_section(run: Run) -> str:
   return _section("Samples", note + "".join(parts)) if parts else ""
 
 
-def skipped_section(run: Run) -> str:
-  """The samples that could not be read and were left out."""
-  if not run.skipped:
+def data_section(run: Run) -> str:
+  """What training has seen of each entry of the mixture, and what truncation took of it."""
+  counts: dict[str, dict[str, int]] = {}
+  for name in run.scalars:
+    if name.startswith("data/") and name.count("/") == 2:
+      _, entry, what = name.split("/")
+      counts.setdefault(entry, {})[what] = int(run.last(name) or 0)
+  if not counts:
     return ""
-  keys = list(dict.fromkeys(key for record in run.skipped for key in record))
+  columns = list(next(iter(counts.values())))
+  head = "".join(f"<th>{_text(column.replace('_', ' '))}</th>" for column in columns)
+  rows = "".join(
+    f"<tr><th>{_text(entry)}</th>"
+    + "".join(f"<td>{row.get(column, 0):,}</td>" for column in columns)
+    + "</tr>"
+    for entry, row in counts.items()
+  )
+  used = " and ".join(
+    f"{(run.last(f'data/{kind}') or 0) / slots:.1%} of its {kind}"
+    for kind, room in (("tokens", "data/token_slots"), ("media", "data/media_slots"))
+    if (slots := run.last(room))
+  )
+  return _section(
+    "Training data",
+    f'<p class="note">What the batches of the first process held; packing filled {used}.</p>'
+    f"<table><thead><tr><th>entry</th>{head}</tr></thead><tbody>{rows}</tbody></table>",
+  )
+
+
+def lists_section(run: Run) -> str:
+  """The samples that were left out, and the files that were read though something is odd."""
+  return _listing("Skipped samples", run.skipped) + _listing("Odd files", run.noted)
+
+
+def _listing(name: str, records: Sequence[Mapping[str, Any]]) -> str:
+  if not records:
+    return ""
+  keys = list(dict.fromkeys(key for record in records for key in record))
   head = "".join(f"<th>{_text(key)}</th>" for key in keys)
   rows = "".join(
     "<tr>" + "".join(f"<td>{_text(record.get(key, ''))}</td>" for key in keys) + "</tr>"
-    for record in run.skipped
+    for record in records
   )
   return _section(
-    f"Skipped samples: {len(run.skipped):,}",
+    f"{name}: {len(records):,}",
     f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>',
   )
 

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from medflax.data import folder
+from medflax.data import folder, support
 from medflax.data.folder import FolderDataset
 from medflax.utils import UserError
 
@@ -94,7 +94,7 @@ def test_support_comes_from_the_training_split(root):
     assert episode.query.source.split == "test"
     assert {sample.source.split for sample in episode.support} == {"train"}
   training = data.episodes("vqa", "train", 2)
-  assert len(training) == folder.TRAIN_PASSES * len(data.samples("vqa", "train"))
+  assert len(training) == support.TRAIN_PASSES * len(data.samples("vqa", "train"))
   assert all(
     sample.group != training[i].query.group for i in range(50) for sample in training[i].support
   )

@@ -16,7 +16,8 @@ GOOD = {"images": ["a.png"], "question": "What?", "answer": "this"}
 def root(tmp_path):
   root = tmp_path / "root"
   (root / "images").mkdir(parents=True)
-  for name in ("a.png", "images/b.jpg", "v.nii.gz"):
+  (root / "ct/series3").mkdir(parents=True)
+  for name in ("a.png", "images/b.jpg", "v.nii.gz", "ct/series3/IM1"):
     (root / name).touch()
   (tmp_path / "outside.png").touch()
   return root
@@ -93,7 +94,9 @@ def test_a_byte_order_mark_empty_lines_and_windows_line_ends_are_fine(root):
     (GOOD | {"split": "dev"}, "has split 'dev'"),
     (GOOD | {"id": 7}, "`id` is 7"),
     (GOOD | {"images": "missing.png"}, "'missing.png' does not exist"),
-    (GOOD | {"images": "images"}, "does not exist"),
+    (GOOD | {"images": "images"}, "'images' is a folder; name a file"),
+    (GOOD | {"volumes": "ct/series4/"}, "'ct/series4/' does not exist"),
+    (GOOD | {"volumes": ".."}, "leads out of the data folder"),
     (GOOD | {"images": "../outside.png"}, "leads out of the data folder"),
     (GOOD | {"images": "images/../../outside.png"}, "leads out of the data folder"),
     (GOOD | {"images": "/etc/passwd"}, "leads out of the data folder"),
@@ -106,9 +109,30 @@ def test_bad_rows_are_told_apart(root, record, words):
   assert words in reason(root, record)
 
 
-def test_unknown_formats_list_the_known(root):
-  (root / "a.tif").touch()
-  assert ".nii.gz" in reason(root, GOOD | {"images": "a.tif"})
+@pytest.mark.parametrize("path", ["ct/series3", "ct/series3/", "./ct//series3/."])
+def test_a_volume_may_be_a_folder_and_an_image_may_not(root, path):
+  rows, bad = parse(root, {"volumes": [path], "question": "What?", "answer": "this"})
+  assert not bad
+  assert rows[0].media == (("volume", "ct/series3"),)
+  both = {"volumes": path, "images": path, "question": "What?", "answer": "this"}
+  assert "is a folder; name a file" in reason(root, both)
+
+
+def test_a_folder_that_leads_out_by_a_link_is_refused(root):
+  (root.parent / "elsewhere").mkdir()
+  os.symlink(root.parent / "elsewhere", root / "ct/series4")
+  row = {"volumes": ["ct/series4"], "question": "What?", "answer": "this"}
+  assert "leads out" in reason(root, row)
+
+
+def test_a_slice_stays_with_its_series():
+  rows = [
+    Row(line, str(line), (medium,), "q", "a")
+    for line, medium in enumerate(
+      [("volume", "ct/s3"), ("image", "ct/s3/IM1"), ("image", "ct/s4/IM1"), ("image", "ct/s4/IM2")]
+    )
+  ]
+  assert group_rows(rows) == ["ct/s3", "ct/s3", "ct/s4/IM1", "ct/s4/IM2"]
 
 
 def test_links_may_lead_around_the_folder_but_not_out_of_it(root):

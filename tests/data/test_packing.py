@@ -1,12 +1,13 @@
-import grain
+import itertools
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medflax.data.documents import VOLUME, Media
 from medflax.data.encode import Encoded, RowShape
-from medflax.data.packing import PackIterDataset, capacity, first_fit_decreasing, size
+from medflax.data.packing import PackedRows, capacity, first_fit_decreasing, size
 
 PICTURE = Media(np.zeros((1, 1, 3), np.uint8))
 CUBE = Media(np.zeros((1, 1, 1, 1), np.uint8), VOLUME)
@@ -20,9 +21,11 @@ def document(number, length, images=0, volumes=0):
     loss_mask=zeros.astype(np.float32),
     media_index=zeros,
     media_first=zeros,
+    soft_index=zeros,
     media=[PICTURE] * images + [CUBE] * volumes,
     dropped_chunks=0,
     cut_tokens=0,
+    entry="",
   )
 
 
@@ -34,9 +37,19 @@ def stream(count):
   return [document(i, *map(int, row)) for i, row in enumerate(sizes.T)]
 
 
-def rows_of(count, num_bins=5, seed=0):
-  dataset = grain.MapDataset.source(stream(count)).to_iter_dataset()
-  return PackIterDataset(dataset, SHAPE, num_bins, seed)
+def packed(shards=(0,), of=1, num_bins=5, seed=0):
+  """Rows of 1,000 documents; of `of` shards the s-th has every one that is s modulo `of`."""
+  sizes = stream(1000)
+
+  def read(start):
+    return (sizes[turn * of + shard] for turn in itertools.count(start) for shard in shards)
+
+  return PackedRows(read, shards, SHAPE, num_bins, seed)
+
+
+def rows_of(count, shard=0, **options):
+  rows = packed(**options)
+  return [rows.next_row(shard) for _ in range(count)]
 
 
 def numbers(row):
@@ -75,39 +88,47 @@ def test_size_counts_tokens_and_media_by_kind():
   assert size(document(0, 7, images=2, volumes=1), SHAPE).tolist() == [7, 2, 1]
 
 
-def test_a_finite_stream_is_packed_completely_and_within_bounds():
-  rows = list(rows_of(50))
-  assert sorted(n for row in rows for n in numbers(row)) == list(range(50))
-  for row in rows:
+def test_groups_are_packed_completely_and_within_bounds():
+  rows, found = packed(), []
+  while rows.get_state()[0]["group"] < 3:
+    row = rows.next_row(0)
     assert (sum(size(d, SHAPE) for d in row) <= capacity(SHAPE)).all()
     assert numbers(row) == sorted(numbers(row))
+    found += numbers(row)
+  assert sorted(found) == list(range(rows.get_state()[0]["start"]))
 
 
 def test_rows_depend_on_the_seed_and_nothing_else():
-  first, again, other = ([numbers(row) for row in rows_of(50, seed=s)] for s in (0, 0, 1))
-  assert first == again
-  assert first != other
-  assert sorted(first) == sorted(other)
+  first, again, other = ([numbers(row) for row in rows_of(40, seed=s)] for s in (0, 0, 1))
+  assert first == again != other
 
 
 def test_rows_are_not_in_order_of_size():
-  lengths = [sum(len(d["tokens"]) for d in row) for row in rows_of(200, num_bins=40)]
+  lengths = [sum(len(d["tokens"]) for d in row) for row in rows_of(40, num_bins=40)]
   assert lengths != sorted(lengths, reverse=True)
 
 
 @given(st.integers(0, 20))
 def test_resuming_anywhere_gives_the_remaining_rows(taken):
-  iterator = iter(rows_of(50))
+  rows = packed()
   for _ in range(taken):
-    next(iterator)
-  state = iterator.get_state()
-  rest = [numbers(row) for row in iterator]
-  resumed = iter(rows_of(50))
-  next(resumed)
+    rows.next_row(0)
+  state = rows.get_state()
+  rest = [numbers(rows.next_row(0)) for _ in range(9)]
+  resumed = packed()
+  resumed.next_row(0)
   resumed.set_state(state)
-  assert [numbers(row) for row in resumed] == rest
+  assert [numbers(resumed.next_row(0)) for _ in range(9)] == rest
 
 
-def test_an_empty_stream_has_no_rows():
-  dataset = grain.MapDataset.source(stream(5)).to_iter_dataset().filter(lambda _: False)
-  assert list(PackIterDataset(dataset, SHAPE, 5, 0)) == []
+@given(st.lists(st.integers(0, 3), max_size=30))
+@settings(max_examples=10, deadline=None)
+def test_a_shard_gives_the_same_rows_whoever_reads_it_beside_others(turns):
+  together = packed(range(4), of=4)
+  alone = [packed((shard,), of=4) for shard in range(4)]
+  for shard in turns:
+    assert numbers(together.next_row(shard)) == numbers(alone[shard].next_row(shard))
+  pair = packed((2, 3), of=4)  # goes on from a state in which the shards are at different places
+  pair.set_state(together.get_state())
+  for shard in (2, 3, 3):
+    assert numbers(pair.next_row(shard)) == numbers(alone[shard].next_row(shard))

@@ -1,7 +1,7 @@
 import collections
+import collections.abc
 import dataclasses
 import itertools
-import json
 import threading
 import time
 import types
@@ -24,7 +24,7 @@ from medflax.utils import UserError
 TOKENIZER = load_tokenizer()
 
 
-class Episodes:
+class Episodes(collections.abc.Sequence):
   """Episode i asks "i?"; its answer names the task, its picture holds i mod 256."""
 
   def __init__(self, task, num_shots, length):
@@ -64,7 +64,7 @@ def entry(task, num_shots=(0, 3), weight=1.0):
   return {"task": task, "num_shots": num_shots, "weight": weight, "targets": "all"}
 
 
-def make_config(workers=0, batch_size=4, max_tokens=48, **train):
+def make_config(workers=0, batch_size=4, max_tokens=48, shards=-1, **train):
   train = train or {"a": entry("few"), "b": entry("endless", weight=3.0)}
   data = {
     "image_size": (2, 2),
@@ -78,6 +78,8 @@ def make_config(workers=0, batch_size=4, max_tokens=48, **train):
     "media_rule": "prev_image",
     "num_workers": workers,
     "packing_bins": 6,
+    "shards": shards,
+    "temperature": 1.0,
   }
   prompt = dataclasses.asdict(Prompt())
   tree = {"prompt": prompt, "data": data, "train": {"batch_size": batch_size}}
@@ -176,25 +178,64 @@ def test_resuming_gives_the_remaining_batches(iterate, taken):
 def test_worker_processes_give_the_same_batches_and_resume(iterate):
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # app.run does in a program; workers read absl's flags
-  iterator = iterate(make_config(workers=2))
+  iterator = iterate(make_config(workers=2, shards=2))
+  alone = iterate(make_config(shards=2))
   head = take(iterator, 4)
-  assert_same(head, take(iterate(), 4))
+  assert_same(head, take(alone, 4))
   state = iterator.get_state()
+  assert state == alone.get_state()
   rest = take(iterator, 5)
-  resumed = iterate(make_config(workers=2))
-  resumed.set_state(state)
-  assert_same(take(resumed, 5), rest)
+  for workers in (0, 1, 2):
+    resumed = iterate(make_config(workers=workers, shards=2))
+    resumed.set_state(state)
+    assert_same(take(resumed, 5), rest)
 
 
-@pytest.mark.parametrize(
-  ("name", "value"), [("data.num_workers", 2), ("process_count", 8), ("process_index", 1)]
-)
-def test_a_state_of_another_layout_is_refused(iterate, name, value):
-  iterator = iterate()
-  state = json.loads(iterator.get_state())
-  state["layout"][name] = value
-  with pytest.raises(UserError, match=f"saved with {name} = {value}, this run has [01]; "):
-    iterator.set_state(json.dumps(state).encode())
+def global_batches(iterate, processes, count, state=None, **options):
+  """Batches of all processes, each put together from theirs, and the state of all."""
+  made = [
+    iterate(make_config(**options), process_index=p, process_count=processes)
+    for p in range(processes)
+  ]
+  if state is not None:
+    for iterator in made:
+      iterator.set_state(state)
+  parts = [take(iterator, count) for iterator in made]
+  batches = [
+    {key: np.concatenate([part[key] for part in step]) for key in step[0]}
+    for step in zip(*parts, strict=True)
+  ]
+  counters = collections.Counter()
+  for iterator in made:
+    counters.update(iterator.counters)
+  return batches, b"\n".join(iterator.get_state() for iterator in made), counters
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_batches_are_the_same_for_every_number_of_processes(iterate, processes):
+  alone, _, counters = global_batches(iterate, 1, 9, shards=4)
+  shared, _, counters_shared = global_batches(iterate, processes, 9, shards=4)
+  assert_same(shared, alone)
+  assert counters == counters_shared
+
+
+def test_the_number_of_processes_may_change_between_runs(iterate):
+  uninterrupted, _, counters = global_batches(iterate, 1, 12, shards=4)
+  batches, state, _ = global_batches(iterate, 4, 3, shards=4)
+  for processes, count in ((1, 4), (2, 3), (4, 2)):
+    more, state, counted = global_batches(iterate, processes, count, state, shards=4)
+    batches += more
+  assert_same(batches, uninterrupted)
+  assert counted == counters
+
+
+def test_a_state_of_other_shards_is_refused(iterate):
+  state = iterate(make_config(shards=2)).get_state()
+  with pytest.raises(UserError, match=r"saved with 2 shards, this run has 4; set data\.shards = 2"):
+    iterate(make_config(shards=4)).set_state(state)
+  state = iterate(make_config(shards=4), process_index=1, process_count=2).get_state()
+  with pytest.raises(UserError, match="lacks shard 0"):
+    iterate(make_config(shards=4)).set_state(state)
 
 
 @pytest.mark.parametrize("state", [b"", b"[]", b"{}", b'{"format": 9, "layout": {}}'])
@@ -218,8 +259,13 @@ def test_processes_share_out_the_stream_of_a_single_one(iterate):
   assert settled == set(range(last // 2)) <= {i for task, i in whole if task == "endless"}
 
 
+def test_shards_must_divide_among_processes(iterate):
+  with pytest.raises(UserError, match=r"data\.shards = 2 must be a multiple of the 4 processes"):
+    iterate(make_config(shards=2), process_count=4)
+
+
 def test_batch_size_must_divide_among_processes(iterate):
-  with pytest.raises(UserError, match="batch_size = 4 must be a multiple of the 3 processes"):
+  with pytest.raises(UserError, match="batch_size = 4 must be a multiple of the 3 shards"):
     iterate(process_index=0, process_count=3)
   assert next(iterate(process_index=1, process_count=2))["tokens"].shape == (2, 48)
 
@@ -274,6 +320,10 @@ def test_counters_add_up_and_tell_what_was_cut(iterate):
   assert counters["media_slots"] == 6 * 4 * 5
   assert 0 < counters["truncated_documents"] <= counters["dropped_chunks"]
   assert counters["cut_tokens"] == 0
+  for name in ("documents", "tokens", "media", "dropped_chunks"):
+    assert counters[f"a/{name}"] + counters[f"b/{name}"] == counters[name]
+  tasks = collections.Counter(task for task, _ in documents(batches))
+  assert counters["a/documents"] == tasks["few"]
 
 
 def test_an_error_of_the_data_set_reaches_the_caller(iterate):

@@ -1,6 +1,7 @@
 import gzip
 import io
 import logging
+import zlib
 
 import hypothesis
 import nibabel
@@ -13,7 +14,7 @@ import pydicom.uid
 import pytest
 from hypothesis import strategies as st
 
-from medflax.data.readers import READERS, extension, png_jpeg, read_media
+from medflax.data.readers import READERS, dicom_file, extension, png_jpeg, read_media, read_scan
 from medflax.utils import UserError
 
 RAMP = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))  # 32 × 32, dark to bright
@@ -85,6 +86,52 @@ def test_exif_rotation_is_applied(tmp_path):
   exif[0x0112] = 3  # upside down
   array = image(save(RAMP, tmp_path / "a.jpg", exif=exif, quality=95))
   np.testing.assert_allclose(array[..., 0], RAMP[::-1, ::-1], atol=6)
+
+
+def test_cmyk_turns_into_rgb(tmp_path):
+  red = np.zeros((32, 32, 3), np.uint8)
+  red[..., 0] = 200
+  PIL.Image.fromarray(red).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+  np.testing.assert_allclose(image(tmp_path / "a.jpg"), red, atol=6)
+
+
+def test_one_bit_and_grey_with_alpha(tmp_path):
+  PIL.Image.fromarray(RAMP > 100).save(tmp_path / "a.png")
+  np.testing.assert_array_equal(image(tmp_path / "a.png")[..., 0], (RAMP > 100) * 255)
+  alpha = np.where(RAMP > 100, 255, 0).astype(np.uint8)
+  layers = [PIL.Image.fromarray(layer) for layer in (RAMP, alpha)]
+  PIL.Image.merge("LA", layers).save(tmp_path / "b.png")
+  np.testing.assert_array_equal(image(tmp_path / "b.png")[..., 0], RAMP * (RAMP > 100))
+
+
+def test_a_transparent_colour_of_a_palette_is_black(tmp_path):
+  picture = PIL.Image.fromarray(RAMP // 128).convert("P")
+  picture.putpalette([250, 0, 0] + [0, 250, 0] * 255)
+  picture.save(tmp_path / "a.png", transparency=0)
+  array = image(tmp_path / "a.png")
+  assert set(map(tuple, array.reshape(-1, 3).tolist())) <= {(0, 0, 0), (0, 250, 0)}
+
+
+@pytest.mark.parametrize("rotation", range(1, 9))
+def test_every_exif_rotation_is_undone(tmp_path, rotation):
+  exif = PIL.Image.Exif()
+  exif[0x0112] = rotation
+  upright = np.add.outer(np.arange(24), 4 * np.arange(16)).astype(np.uint8)
+  # How the camera holds the upright picture (TIFF 6.0, Orientation).
+  held = {
+    1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+    5: upright.T, 6: upright.T[::-1], 7: upright.T[::-1, ::-1], 8: upright.T[:, ::-1],
+  }[rotation]  # fmt: skip
+  path = save(np.ascontiguousarray(held), tmp_path / "a.jpg", exif=exif, quality=100)
+  np.testing.assert_allclose(image(path, (24, 16))[..., 0], upright, atol=3)
+
+
+def test_a_png_may_not_claim_more_than_deflate_can_hold(tmp_path):
+  content = bytearray(save(RAMP, tmp_path / "a.png").read_bytes())
+  content[16:24] = (9000).to_bytes(4, "big") * 2
+  content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+  (tmp_path / "a.png").write_bytes(content)
+  assert "is truncated" in fails(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
@@ -193,6 +240,16 @@ def test_colours_two_dimensions_and_giants_are_refused(tmp_path):
     header["vox_offset"], header["magic"] = 352, b"n+1"
     file.write(header.binaryblock + b"\0" * 100)
   assert "more than" in fails(tmp_path / "c.nii", "volume")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_header_may_not_claim_more_voxels_than_the_file_can_hold(tmp_path, name):
+  header = nibabel.Nifti1Header()
+  header.set_data_shape((600, 600, 600))
+  header["vox_offset"], header["magic"] = 352, b"n+1"
+  content = header.binaryblock + b"\0" * 100
+  (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+  assert "is truncated" in fails(tmp_path / name, "volume")
 
 
 # DICOM
@@ -323,13 +380,14 @@ def test_reports_and_cut_files_are_named(tmp_path):
   assert "without an image" in fails(tmp_path / "b.dcm")
 
 
-def test_an_undecodable_compression_names_the_package(tmp_path):
+def test_an_undecodable_compression_names_the_package(tmp_path, monkeypatch):
+  monkeypatch.setattr(dicom_file, "_PLUGINS", ("pydicom", "pillow"))  # as without the extra
   dataset = pydicom.dcmread(dicom(tmp_path / "a.dcm", HOUNSFIELD))
   dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLSLossless
   dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xf7junk"])
   dataset["PixelData"].is_undefined_length = True
   dataset.save_as(tmp_path / "a.dcm")
-  assert "pylibjpeg" in fails(tmp_path / "a.dcm")
+  assert "medflax[dicom]" in fails(tmp_path / "a.dcm")
 
 
 def test_a_good_dicom_tells_nothing_about_the_patient(tmp_path):
@@ -364,6 +422,22 @@ def test_extensions():
   for name in ("a", "a.tiff", "png", "a.gz"):
     with pytest.raises(UserError, match="no known format"):
       extension(name)
+
+
+def test_files_without_a_suffix_go_by_their_first_bytes(tmp_path):
+  good = [
+    save(RAMP, tmp_path / "a.png"),
+    save(RAMP, tmp_path / "a.jpg"),
+    dicom(tmp_path / "a.dcm", HOUNSFIELD),
+  ]
+  np.savez(tmp_path / "a.npz", np.ones((5, 2)))
+  for path in [*good, tmp_path / "a.npz"]:
+    bare = tmp_path / "IM000"
+    bare.write_bytes(path.read_bytes())
+    np.testing.assert_array_equal(read_scan(bare).array, read_scan(path).array)
+  (tmp_path / "IM000").write_bytes(b"hello")
+  with pytest.raises(UserError, match="IM000 is of no known format"):
+    read_scan(tmp_path / "IM000")
 
 
 @pytest.fixture(scope="module")

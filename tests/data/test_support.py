@@ -22,6 +22,9 @@ class Samples:
     return len(self.groups)
 
   def __getitem__(self, index):
+    return self.read(index, 0)
+
+  def read(self, index, epoch):
     group, topic = self.groups[index], self.topics[index]
     source = Source("made", "1", self.name)
     return Sample(f"{self.name}-{index}", (), "q", "a", source, task=topic, group=group)

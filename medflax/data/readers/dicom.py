@@ -1,156 +1,200 @@
-"""DICOM images and multi-frame volumes, by pydicom.
+"""DICOM images and volumes of several frames: what their values mean and where they lie.
 
-Only the elements listed in `_ELEMENTS` are read from a file: pixels and how to show them, nothing
-about the patient. No value of the header reaches a sample, an error message or a log.
+Of a file, only the pixels and the elements that say how to show them are read, nothing about the
+patient. No value of the header reaches a sample, an error message or a log.
 """
 
-import logging
-import math
+import dataclasses
+import functools
 import pathlib
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pydicom
-import pydicom.errors
 from jaxtyping import Float, Num
 from pydicom.multival import MultiValue
-from pydicom.pixels.processing import apply_color_lut
-from pydicom.pixels.utils import pixel_array
 
-from medflax.data.transforms import Pixels, grey_to_rgb, percentile_window, to_uint8, window
+from medflax.data.documents import IMAGE, VOLUME
+from medflax.data.readers import dicom_file
+from medflax.data.readers.geometry import hang, patient_axes, plausible, stack_slices
+from medflax.data.transforms.intensity import window
+from medflax.data.transforms.scan import RGB, Scan
 from medflax.utils import UserError
 
-MAX_VOXELS = 2**28  # all frames and colours together
-
-_ELEMENTS = [
-  "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration",
-  "PhotometricInterpretation", "PixelRepresentation", "BitsAllocated", "BitsStored", "HighBit",
-  "PixelData", "FloatPixelData", "DoubleFloatPixelData",
-  "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
-  "RedPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableDescriptor",
-  "BluePaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData",
-  "GreenPaletteColorLookupTableData", "BluePaletteColorLookupTableData",
-  "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction",
+ELEMENTS = (
+  "Modality", "RescaleType", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
+  "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence",
   "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio",
+  "SpacingBetweenSlices", "SliceThickness",
+  "ImageOrientationPatient", "ImagePositionPatient",
   "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-]  # fmt: skip
-
-# What pydicom complains about, it quotes: a name in a damaged file would end up in the log.
-warnings.filterwarnings("ignore", module=r"pydicom\.")
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+)  # fmt: skip
+# RescaleType, which is free text, to units; CT says HU by leaving it out (PS3.3 C.11.1.1.2).
+_UNITS = {"HU": "HU", "OD": "OD", "HU_MOD": "HU"}
 
 
-def read_dicom(path: pathlib.Path) -> Pixels:
-  """Decodes a DICOM file to uint8: (H, W, 3) if it has one frame, else (D, H, W, 1).
+def read_dicom(path: pathlib.Path) -> Scan:
+  """Decodes a DICOM file: an image if it has one frame, else a volume.
 
-  Grey values go through the rescale slope and intercept and the first window of the file (DICOM
-  PS3.3 C.11.2.1.2) or, without one, between the 1st and 99th percentile; MONOCHROME1 is inverted
-  so that high values are always bright. Colour stays as it is; in a volume it turns into grey.
-  Frames keep the file's order.
+  Grey values are rescaled to their units, float32 in one channel, and come with the file's first
+  window (PS3.3 C.11.2.1.2) or VOI LUT; MONOCHROME1 is `inverted`. Colours are uint8 or uint16 in
+  three channels. Frames that tell where they lie in the patient are hung as `Scan` says; others
+  keep the file's order.
 
   Raises:
     UserError: if the file is not DICOM, holds no pixels, is truncated, too large, or compressed
       in a way that needs another package. The message holds no value of the header.
   """
-  dataset = _load(path)
+  dataset = dicom_file.load(path, ELEMENTS)
+  pixels, colour = dicom_file.decode(dataset)
+  with dicom_file.told_in_one_line():
+    pixels = pixels if colour else rescaled(pixels, dataset)
+    meaning = {"units": RGB} if colour else meaning_of(dataset)
+    spacing, ratio = pixel_spacing(dataset)
+    if len(pixels) == 1:
+      return Scan(pixels[0], IMAGE, spacing, ratio=ratio, **meaning)
+    return _volume(Scan(pixels, VOLUME, ratio=ratio, **meaning), dataset, spacing)
+
+
+def _volume(scan: Scan, dataset: pydicom.Dataset, spacing: tuple[float, float] | None) -> Scan:
+  """Frames with their geometry, if they tell one."""
+  count = len(scan.array)
+  orientations = [element(dataset, i, "ImageOrientationPatient") for i in range(count)]
+  positions = [element(dataset, i, "ImagePositionPatient", own=True) for i in range(count)]
+  if spacing is None or None in orientations or None in positions:
+    depth = element(dataset, 0, "SpacingBetweenSlices") or element(dataset, 0, "SliceThickness")
+    if spacing is None or depth is None or not plausible([float(depth)]):
+      return scan
+    return dataclasses.replace(scan, spacing=(float(depth), *spacing))
+  directions = np.array(orientations, np.float64)
+  if not np.allclose(directions, directions[0], atol=1e-3):
+    return dataclasses.replace(scan, notes=("frames of several orientations, in the file's order",))
   try:
-    if _size(dataset) > MAX_VOXELS:
-      raise UserError(f"has more than {MAX_VOXELS:,} pixel values; crop or resample it")
-    pixels = pixel_array(dataset)
-    interpretation = dataset.PhotometricInterpretation
-    if interpretation == "PALETTE COLOR":
-      pixels = apply_color_lut(pixels, dataset)
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-      raise UserError("holds NaN or infinite pixels; replace them and save it again")
-    colour = interpretation == "PALETTE COLOR" or dataset.get("SamplesPerPixel", 1) == 3
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    pixels = pixels.reshape(frames, dataset.Rows, dataset.Columns, 3 if colour else 1)
-    shown = _colour(pixels) if colour else _grey(pixels[..., 0], dataset)[..., None]
-    aspect = _aspect(dataset)
+    stack = stack_slices(directions[0], np.array(positions, np.float64))
   except UserError:
-    raise
-  except (NotImplementedError, RuntimeError):
-    raise UserError(
-      "is compressed in a way that cannot be decoded here; pip install 'pylibjpeg[all]', "
-      "or export it uncompressed"
-    ) from None
-  except Exception:  # pydicom raises nearly anything, and quotes the header while at it
-    raise UserError("is truncated or broken; copy or export it again") from None
-  if frames == 1:
-    return Pixels(shown[0] if colour else grey_to_rgb(shown[0, :, :, 0]), aspect)
-  grey = to_uint8(shown.mean(axis=-1, keepdims=True) / 255.0) if colour else shown
-  return Pixels(grey, aspect)
+    return dataclasses.replace(scan, notes=("frames that share positions, in the file's order",))
+  axes = patient_axes(directions[0], (stack.step, *spacing))
+  array, spacings = hang(scan.array[stack.order], axes)
+  if not plausible(spacings):
+    return scan
+  return dataclasses.replace(scan, array=array, spacing=spacings, notes=stack.notes)
 
 
-def _load(path: pathlib.Path) -> pydicom.Dataset:
-  """Reads the listed elements, no others."""
-  try:
-    dataset = pydicom.dcmread(path, specific_tags=_ELEMENTS)
-  except pydicom.errors.InvalidDicomError:
-    raise UserError("is not a DICOM file; export it again, or correct its extension") from None
-  except Exception:  # as above
-    raise UserError("is truncated or broken; copy or export it again") from None
-  if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-    raise UserError("is DICOM without an image, or truncated; list the file with the pixels")
-  return dataset
+def rescaled(pixels: Num[np.ndarray, "n h w 1"], dataset: pydicom.Dataset) -> np.ndarray:
+  """Stored values to float32 in their units, by slope and intercept or the modality LUT.
+
+  Raises:
+    UserError: if the result is not finite.
+  """
+  if dataset.get("ModalityLUTSequence"):
+    first, table = _lut(dataset.ModalityLUTSequence[0])
+    return _look_up(pixels.astype(np.float32), first=first, table=table)
+  values = np.empty(pixels.shape, np.float32)
+  with np.errstate(over="ignore", invalid="ignore"):
+    for index, frame in enumerate(pixels):
+      slope = element(dataset, index, "RescaleSlope", 1)
+      intercept = element(dataset, index, "RescaleIntercept", 0)
+      values[index] = frame * np.float32(slope) + np.float32(intercept)
+  if not np.isfinite(values).all():
+    raise UserError("holds NaN or infinite pixels; replace them and save it again")
+  return values
 
 
-def _size(dataset: pydicom.Dataset) -> int:
-  frames = int(dataset.get("NumberOfFrames") or 1)
-  return math.prod([frames, dataset.Rows, dataset.Columns, dataset.get("SamplesPerPixel", 1)])
+def meaning_of(dataset: pydicom.Dataset) -> dict[str, Any]:
+  """`units`, `voi` and `inverted` of a scan."""
+  said = element(dataset, 0, "RescaleType")
+  measured = element(dataset, 0, "RescaleIntercept") is not None
+  default = "HU" if dataset.get("Modality") == "CT" and measured else ""
+  return {
+    "units": default if said is None else _UNITS.get(said, ""),
+    "voi": _voi(dataset),
+    "inverted": dataset.PhotometricInterpretation == "MONOCHROME1",
+  }
 
 
-def _colour(frames: Num[np.ndarray, "d h w 3"]) -> Num[np.ndarray, "d h w 3"]:
-  """Colour of 8 bits as it is; of 16 bits scaled down."""
-  return frames if frames.dtype == np.uint8 else (frames >> 8).astype(np.uint8)
+def _voi(dataset: pydicom.Dataset) -> Callable[[np.ndarray], np.ndarray] | None:
+  """The file's first window, else its VOI LUT, else None."""
+  centre, width = (element(dataset, 0, name) for name in ("WindowCenter", "WindowWidth"))
+  if centre is not None and width is not None and _is_window(_first(centre), _first(width)):
+    function = WINDOW_FUNCTIONS[element(dataset, 0, "VOILUTFunction", "LINEAR")]
+    return functools.partial(function, centre=_first(centre), width=_first(width))
+  if dataset.get("VOILUTSequence"):
+    first, table = _lut(dataset.VOILUTSequence[0])
+    return functools.partial(_look_up, first=first, table=table / max(table.max(), 1.0))
+  return None
 
 
-def _grey(frames: Num[np.ndarray, "d h w"], dataset: pydicom.Dataset) -> np.ndarray:
-  """Rescales, windows and, where the file says so, inverts: uint8 (d, h, w)."""
-  values = np.empty(frames.shape, np.float32)
-  for index, frame in enumerate(frames):
-    slope = _element(dataset, index, "PixelValueTransformationSequence", "RescaleSlope", 1)
-    intercept = _element(dataset, index, "PixelValueTransformationSequence", "RescaleIntercept", 0)
-    values[index] = frame * np.float32(slope) + np.float32(intercept)
-  centre = _element(dataset, 0, "FrameVOILUTSequence", "WindowCenter", None)
-  width = _element(dataset, 0, "FrameVOILUTSequence", "WindowWidth", None)
-  if centre is None or width is None:
-    shown = percentile_window(values)
-  else:
-    function = _element(dataset, 0, "FrameVOILUTSequence", "VOILUTFunction", "LINEAR")
-    shown = _WINDOWS[function](values, _first(centre), _first(width))
-  inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
-  return to_uint8(1.0 - shown if inverted else shown)
+def _is_window(centre: float, width: float) -> bool:
+  return abs(centre) < 1e9 and 0 < width < 1e9
 
 
-def _sigmoid(values: Num[np.ndarray, "..."], c: float, w: float) -> Float[np.ndarray, "..."]:
-  return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - c) / w, -60.0, 60.0)))
+def _linear(values: Num[np.ndarray, "..."], *, centre: float, width: float) -> np.ndarray:
+  return window(values, centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2)
 
 
-# The three functions of PS3.3 C.11.2.1.2 and C.11.2.1.3, of values, centre and width.
-_WINDOWS = {
-  "LINEAR": lambda x, c, w: window(x, c - 0.5 - (w - 1) / 2, c - 0.5 + (w - 1) / 2),
-  "LINEAR_EXACT": lambda x, c, w: window(x, c - w / 2, c + w / 2),
-  "SIGMOID": _sigmoid,
+def _linear_exact(values: Num[np.ndarray, "..."], *, centre: float, width: float) -> np.ndarray:
+  return window(values, centre - width / 2, centre + width / 2)
+
+
+def _sigmoid(values: Num[np.ndarray, "..."], *, centre: float, width: float) -> np.ndarray:
+  return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -60.0, 60.0)))
+
+
+# The functions of PS3.3 C.11.2.1.2 and C.11.2.1.3.
+WINDOW_FUNCTIONS = {"LINEAR": _linear, "LINEAR_EXACT": _linear_exact, "SIGMOID": _sigmoid}
+
+
+def _lut(item: pydicom.Dataset) -> tuple[int, Float[np.ndarray, " n"]]:
+  """The first value that a LUT maps, and what it maps it and those that follow to."""
+  _, first, bits = (int(value) for value in item.LUTDescriptor)
+  data = item.LUTData
+  if isinstance(data, bytes):
+    data = np.frombuffer(data, "<u2" if bits > 8 else np.uint8)
+  return first, np.asarray(data, np.float32)
+
+
+def _look_up(values: np.ndarray, *, first: int, table: Float[np.ndarray, " n"]) -> np.ndarray:
+  """PS3.3 C.11.1.1: values before the first and after the last map as those do."""
+  return table[np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.int64)]
+
+
+# Where the functional groups of an enhanced file keep an element.
+_GROUPS = {
+  "RescaleSlope": "PixelValueTransformationSequence",
+  "RescaleIntercept": "PixelValueTransformationSequence",
+  "RescaleType": "PixelValueTransformationSequence",
+  "WindowCenter": "FrameVOILUTSequence",
+  "WindowWidth": "FrameVOILUTSequence",
+  "VOILUTFunction": "FrameVOILUTSequence",
+  "ImageOrientationPatient": "PlaneOrientationSequence",
+  "ImagePositionPatient": "PlanePositionSequence",
 }
 
 
-def _element(dataset: pydicom.Dataset, frame: int, group: str, keyword: str, default: Any) -> Any:
-  """An element of the file or, in an enhanced one, of the frame's functional groups."""
-  for place in _places(dataset, frame, group):
+def element(
+  dataset: pydicom.Dataset, frame: int, keyword: str, default: Any = None, *, own: bool = False
+) -> Any:
+  """An element of the file or, in an enhanced one, of the frame's functional groups.
+
+  With `own`, only of the frame itself: one position for all frames says nothing about each.
+  """
+  for place in _places(dataset, frame, keyword, own):
     value = place.get(keyword)
     if value is not None and value != "":
       return value
   return default
 
 
-def _places(dataset: pydicom.Dataset, frame: int, group: str) -> Iterator[pydicom.Dataset]:
-  yield dataset
+def _places(
+  dataset: pydicom.Dataset, frame: int, keyword: str, own: bool
+) -> Iterator[pydicom.Dataset]:
+  if not own:
+    yield dataset
   per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
-  for groups in [*per_frame[frame : frame + 1], *dataset.get("SharedFunctionalGroupsSequence", [])]:
-    yield from groups.get(group) or []
+  shared = [] if own else dataset.get("SharedFunctionalGroupsSequence") or []
+  for groups in [*per_frame[frame : frame + 1], *shared]:
+    yield from groups.get(_GROUPS.get(keyword, "PixelMeasuresSequence")) or []
 
 
 def _first(value: Any) -> float:
@@ -158,10 +202,15 @@ def _first(value: Any) -> float:
   return float(value[0] if isinstance(value, MultiValue) else value)
 
 
-def _aspect(dataset: pydicom.Dataset) -> float:
-  """Height of a pixel over its width, from whichever element says so."""
+def pixel_spacing(dataset: pydicom.Dataset) -> tuple[tuple[float, float] | None, float]:
+  """Spacing of rows and columns in mm (of a radiograph, at the detector), and their ratio.
+
+  Where there are no mm, there may be a ratio; it is 1 if not.
+  """
   for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
-    rows_columns = _element(dataset, 0, "PixelMeasuresSequence", keyword, None)
-    if rows_columns is not None and len(rows_columns) == 2 and min(map(float, rows_columns)) > 0:
-      return float(rows_columns[0]) / float(rows_columns[1])
-  return 1.0
+    values = element(dataset, 0, keyword)
+    sizes = [] if values is None else [float(value) for value in values]
+    if len(sizes) == 2 and plausible(sizes):
+      rows, columns = sizes
+      return None if keyword == "PixelAspectRatio" else (rows, columns), rows / columns
+  return None, 1.0

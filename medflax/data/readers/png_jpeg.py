@@ -1,34 +1,52 @@
 """PNG and JPEG, by Pillow."""
 
+import io
+import math
+import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from medflax.data.transforms import Pixels, grey_to_rgb, percentile_window, to_uint8
+from medflax.data.documents import IMAGE
+from medflax.data.transforms.scan import RGB, Scan
 from medflax.utils import UserError
 
 # What Pillow itself calls suspicious: a picture this large is a scan of a whole slide or an attack.
 MAX_PIXELS = 89_478_485
-_RAW_MODES = ("I", "I;16", "I;16B", "I;16L", "F")  # one channel of more than 8 bits
+_DEFLATE = 1100  # no PNG grows more than this (1032 times, RFC 1951, and some slack)
+_ORIENTATION = 0x0112  # EXIF; from 5 on, rows are columns
+_RAW_MODES = ("I", "I;16", "I;16B", "I;16L")  # one channel of more than 8 bits
 
 
-def read_image(path: pathlib.Path) -> Pixels:
-  """Decodes a PNG or JPEG to uint8 (H, W, 3).
+def read_image(path: pathlib.Path | io.BytesIO, smallest: Sequence[int] | None = None) -> Scan:
+  """Decodes a PNG or JPEG, a file or its bytes: uint8 (H, W, 3), or (H, W, 1) where it is grey.
 
-  EXIF rotation is applied, palettes are resolved, transparency is composited on black and grey
-  is repeated to three channels. Grey of more than 8 bits is windowed between its 1st and 99th
-  percentile, as few files use the whole 16-bit range. Of an animation the first frame is read.
+  With `smallest`, (H, W), a JPEG may come scaled down by 2, 4 or 8, but so that the picture still
+  fills this box in one direction: its decoder then leaves out what would be averaged away.
+
+  EXIF rotation is applied, palettes are resolved, CMYK turns into RGB and transparency is
+  composited on black. Grey of more than 8 bits stays as it is. Of an animation the first frame is
+  read. Densities are those of paper and screens, so no spacing is taken from them.
 
   Raises:
     UserError: if the file is empty, not an image, truncated, broken or too large to decode.
   """
+  size = path.getbuffer().nbytes if isinstance(path, io.BytesIO) else os.path.getsize(path)
   try:
     with PIL.Image.open(path, formats=("PNG", "JPEG")) as image:
-      if image.width * image.height > MAX_PIXELS:
+      pixels = image.width * image.height
+      if pixels > MAX_PIXELS:
         raise PIL.Image.DecompressionBombError
-      upright = PIL.ImageOps.exif_transpose(image)
+      if image.format == "PNG" and pixels // 8 > size * _DEFLATE:  # of one bit at least
+        raise EOFError("truncated")
+      if smallest:
+        _scale_down(image, smallest)
+      turned = image.getexif().get(_ORIENTATION, 1) != 1  # else Pillow would make a copy
+      upright = PIL.ImageOps.exif_transpose(image) if turned else image
+      upright.load()
   except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
     raise UserError(f"has more than {MAX_PIXELS:,} pixels; export it smaller") from None
   except PIL.UnidentifiedImageError:
@@ -37,8 +55,19 @@ def read_image(path: pathlib.Path) -> Pixels:
     state = "truncated" if "truncated" in str(error) else "broken"
     raise UserError(f"is {state}; copy or export it again") from None
   if upright.mode in _RAW_MODES:
-    return Pixels(grey_to_rgb(to_uint8(percentile_window(np.asarray(upright)))))
+    return Scan(np.asarray(upright)[..., None], IMAGE)
   if upright.has_transparency_data:
     upright = upright.convert("RGBA")
     upright = PIL.Image.alpha_composite(PIL.Image.new("RGBA", upright.size, "black"), upright)
-  return Pixels(np.asarray(upright.convert("RGB")))
+  if upright.mode in ("L", "1"):
+    return Scan(np.asarray(upright.convert("L"))[..., None], IMAGE)
+  upright = upright if upright.mode == "RGB" else upright.convert("RGB")  # which copies
+  return Scan(np.asarray(upright), IMAGE, units=RGB)
+
+
+def _scale_down(image: PIL.Image.Image, smallest: Sequence[int]) -> None:
+  """Asks a JPEG's decoder for the smallest of its sizes at which `smallest` can still be filled."""
+  box = smallest if image.getexif().get(_ORIENTATION, 1) < 5 else smallest[::-1]
+  scale = min(box[0] / image.height, box[1] / image.width)
+  if scale < 1:
+    image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))

@@ -1,0 +1,1 @@
+"""Leakage: what a test set shares with the training data. See docs/data.md."""
