@@ -42,7 +42,7 @@ def base_config(name: str, variant: str) -> ConfigDict:
     sources={},  # of source "mixture": {"a": dict(source="prepared", root="…")}, tasks are "a/vqa"
     transforms={},  # by kind of media, {"image": {"flip": {}}}: medflax/data/transforms
     train={},  # {"a": dict(task="vqa", num_shots=(0, 4), weight=1.0, targets="all")}
-    temperature=1.0,  # of weights that are left to the data (-1): sizes to the power of 1/temperature
+    temperature=1.0,  # of weights left to the data (-1): sizes to the power of 1/temperature
     max_tokens=256,  # of a packed row
     max_media=dict(image=9, volume=0),  # slots of a packed row; -1: as many as the data need
     media_mark="<image>",  # stands for a media item in the text; "": nothing does

@@ -22,7 +22,8 @@ from medflax.build import Parts, build, jit_train_step
 from medflax.checkpoint import Checkpointer
 from medflax.data import DATASETS
 from medflax.data.documents import Dataset, Prompt
-from medflax.data.pipeline import prefetch_to_device, train_iterator
+from medflax.data.pipeline import train_iterator
+from medflax.data.prefetch import prefetch_to_device
 from medflax.evals import EVALUATORS, EvalContext, Evaluator
 from medflax.interrupt import Interrupt, Stopped
 from medflax.metric_writer import MetricWriter, Progress, Window, log_to_console

@@ -13,11 +13,11 @@ from absl import flags
 
 from medflax.data.documents import ENDLESS, Episode, Media, Prompt, Sample, Source
 from medflax.data.pipeline import (
-  prefetch_to_device,
   row_shape,
   train_iterator,
   with_media_slots,
 )
+from medflax.data.prefetch import prefetch_to_device
 from medflax.data.tokenizer import load_tokenizer
 from medflax.utils import UserError
 
