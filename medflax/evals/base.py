@@ -22,7 +22,8 @@ from medflax.metrics.intervals import Measurement
 from medflax.utils import UserError, git_hash, nearest, write_atomic
 
 MAX_SLICES = 12  # of a volume's picture
-SIGNAL_SIZE = (64, 256)  # height, width in pixels of a signal's picture
+SIGNAL_LANE = (40, 1280)  # height, width in pixels of a channel of a signal's picture
+MAX_SAMPLES = 2500  # of it, from its beginning: ten seconds or less of most ECGs
 
 T = TypeVar("T")
 
@@ -167,14 +168,15 @@ def _picture_of_volume(array: Shaped[np.ndarray, "d h w c"]) -> UInt8[np.ndarray
 
 
 def _picture_of_signal(array: Shaped[np.ndarray, "t c"]) -> UInt8[np.ndarray, "h w"]:
-  """Every channel as a trace, from its lowest to its highest value."""
-  height, width = SIGNAL_SIZE
-  image = Image.new("L", (width, height), 255)
-  low, high = float(array.min()), float(array.max())
-  y = (high - array.astype(np.float64)) / max(high - low, 1e-9) * (height - 1)
-  x = np.linspace(0, width - 1, len(array))
-  for trace in y.T:
-    ImageDraw.Draw(image).line(list(zip(x, trace, strict=True)))
+  """The first `MAX_SAMPLES` of every channel, below each other, each from its lowest to highest."""
+  height, width = SIGNAL_LANE
+  shown = array[:MAX_SAMPLES].astype(np.float64)
+  image = Image.new("L", (width, height * shown.shape[1]), 255)
+  x = np.linspace(0, width - 1, len(shown))
+  for lane, trace in enumerate(shown.T):
+    low, high = trace.min(), trace.max()
+    y = (high - trace) / max(high - low, 1e-9) * (height - 1) + lane * height
+    ImageDraw.Draw(image).line(list(zip(x, y, strict=True)))
   return np.asarray(image)
 
 

@@ -19,7 +19,7 @@ from medflax.report.contact_sheet import Card, contact_sheet
 from medflax.report.page import picture
 from medflax.utils import UserError, write_atomic
 
-SIDES = {IMAGE: 240, VOLUME: 120, SIGNAL: 120}  # pixels: the most a picture is high
+SIDES = {IMAGE: 240, VOLUME: 120, SIGNAL: 480}  # pixels: the most a picture is high
 NUM_DRAWN = 120
 _AXES = {IMAGE: "height × width", VOLUME: "depth × height × width", SIGNAL: "samples in time"}
 _MOST_PICTURES = 8  # of one sample

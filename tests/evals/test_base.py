@@ -66,8 +66,15 @@ def test_pictures(tmp_path, array, kind, expected):
 
 
 def test_a_signal_is_drawn(tmp_path):
-  wave = np.sin(np.linspace(0, 9, 100, dtype=np.float32))[:, None].repeat(2, axis=1)
-  base.write_pictures(tmp_path, "q", [Media(wave, "signal")])
+  wave = np.sin(np.linspace(0, 9, 100, dtype=np.float32))
+  late = np.full(9 * base.MAX_SAMPLES, 50, np.float32)  # beyond what is shown, so no trace shrinks
+  signal = np.stack([np.resize(wave, late.shape), 1000 * np.resize(wave, late.shape)], axis=1)
+  signal[base.MAX_SAMPLES :] = late[base.MAX_SAMPLES :, None]
+  base.write_pictures(tmp_path, "q", [Media(signal, "signal")])
   picture = np.asarray(Image.open(tmp_path / "media/q-0.png"))
-  assert picture.shape == base.SIGNAL_SIZE
-  assert (picture == 0).any(axis=0).all()  # every column is crossed by the trace
+  height, width = base.SIGNAL_LANE
+  assert picture.shape == (2 * height, width)
+  for lane in picture[:height], picture[height:]:  # in whatever units
+    assert (lane == 0).any(axis=0).all()  # every column is crossed by the trace
+    assert (lane[[0, -1]] == 0).any(axis=1).all()  # from top to bottom
+  np.testing.assert_array_equal(picture[:height], picture[height:])

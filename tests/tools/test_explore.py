@@ -47,7 +47,7 @@ def test_counts(folder):
   assert found.types == {"closed": 4, "open": 1}
   assert found.answers == {"yes": 1, "no": 3, "a long answer in words": 1}
   assert sorted(found.answer_words) == [1, 1, 1, 1, 5]
-  assert found.openings["is it"] == 3
+  assert found.openings["is it"] == 4
   assert found.sizes == {"image": {"30 × 40": 6}}
   assert found.meta == {"scanner": {"A & B": 1}}
   assert [item.sample.id for item in found.drawn] == [f"id-{n}" for n in (0, 3, 4, 1, 2)]
@@ -66,7 +66,7 @@ def test_warnings(folder):
 
 
 def test_one_answer_for_nearly_all(tmp_path):
-  rows = [row(n, images=["0.png"], group="", answer="no" if n else "yes") for n in range(40)]
+  rows = [row(n, images=["0.png"], group=None, answer="no" if n else "yes") for n in range(40)]
   said = survey(browse(str(save(tmp_path, rows))), num_drawn=1).warnings
   assert any("task vqa: 97.5% of 40 answers are 'no'" in line for line in said)
   assert any("no sample names its group" in line for line in said)
