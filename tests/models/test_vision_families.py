@@ -35,7 +35,7 @@ def test_parity(golden_folder, case):
 
 def test_parity_with_radfm(golden_folder):
   results = list(vision.radfm_tower(Case(golden_folder("radfm"), "vit3d")))
-  assert len(results) == 4
+  assert len(results) == 8
   assert not [result for result in results if not result.passed]
 
 
