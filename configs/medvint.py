@@ -131,6 +131,7 @@ def td_tiny(config: ConfigDict) -> None:
 def te_tiny(config: ConfigDict) -> None:
   """All parts at the size of phantoms; all of it is trained."""
   _tiny(config)
+  config.train.num_steps = 150
   _tower(config, (1, 1, 1, 1), 16)
   config.model.connector = dict(
     type="query_decoder", num_latents=4, depth=1, heads=4, mlp_width=64, in_width=64
