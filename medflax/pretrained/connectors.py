@@ -46,10 +46,10 @@ LLAVA = ("model.mm_projector.0", "model.mm_projector.2")
 MEDVINT_MLP = ("fc_l1", "fc_l2")
 
 
-def mlp_projector(names: Sequence[str] = LLAVA_HF) -> Mapping:
+def mlp_projector(names: Sequence[str] = LLAVA_HF, *, bias: bool = True) -> Mapping:
   """An MLP projector by the names of its two linear maps."""
   hidden, out = names
-  return linear("hidden", hidden) | linear("out", out)
+  return linear("hidden", hidden, bias=bias) | linear("out", out, bias=bias)
 
 
 def pooled_projection(prefix: str = "model.multi_modal_projector.") -> Mapping:

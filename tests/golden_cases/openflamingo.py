@@ -33,6 +33,10 @@ from tests.golden_cases.base import (
 )
 
 
+# Of the smallest tensors' gradients, sums that nearly cancel, both sides have few digits.
+GRADIENT_TOLERANCE = 5e-4
+
+
 def perceiver(case: Case) -> Iterator[Result]:
   sizes = open_flamingo.perceiver_sizes(case.weights, "", case.config.get("dim_head", 64))
   model = PerceiverResampler(**sizes)
@@ -313,7 +317,8 @@ def _gradients(case: Case, ours: _Flamingo, inputs: Mapping[str, Any]) -> Iterat
   theirs[embedding] = np.zeros_like(whole)
   theirs[embedding][new] = whole[new]
   errors = [compare("", theirs[name], case.arrays[f"out.grad/{name}"]).error for name in names]
-  yield Result(f"gradients of {len(errors)} trained tensors", max(errors))
+  what = f"gradients of {len(errors)} trained tensors, each by its own largest"
+  yield Result(what, max(errors), tolerance=GRADIENT_TOLERANCE)
   norm = np.sqrt(sum(np.square(theirs[name], dtype=np.float64).sum() for name in names))
   yield compare("their norm", norm, case.arrays["out.grad_norm"])
 

@@ -15,6 +15,7 @@ class MLPProjector(nn.Module):
 
   Attributes:
     hidden: width between the two.
+    use_bias: of both.
     mean: project the mean of a media item's tokens alone (MedVInT-TD's MLP variant).
     remat: nothing here is worth it; for the same fields in all connectors.
   """
@@ -22,6 +23,7 @@ class MLPProjector(nn.Module):
   hidden: int
   out_width: int
   activation: str = "gelu"
+  use_bias: bool = True
   mean: bool = False
   remat: str = "none"
   dtype: Any = jnp.float32
@@ -31,7 +33,7 @@ class MLPProjector(nn.Module):
     x = x.reshape(*x.shape[:2], -1, x.shape[-1])
     if self.mean:
       x = x.mean(axis=2, keepdims=True)
-    options = dict(use_bias=True, dtype=self.dtype)
+    options = dict(use_bias=self.use_bias, dtype=self.dtype)
     x = layers.dense(self.hidden, ("vision_embed", "mlp"), name="hidden", **options)(x)
     x = layers.ACTIVATIONS[self.activation](x)
     return layers.dense(self.out_width, ("mlp", "embed"), name="out", **options)(x)

@@ -64,6 +64,7 @@ def checkpoint(
       hidden=tensors[f"{projector[0]}.weight"].shape[0],
       out_width=tensors[f"{projector[1]}.weight"].shape[0],
       activation=_activation(hf),
+      **({} if f"{projector[0]}.bias" in tensors else dict(use_bias=False)),
     ),
     fusion=dict(type="inline"),
     lm=lm,
@@ -93,9 +94,10 @@ def table(origin: AnyMapping[str, Any]) -> Mapping:
   names, sections = origin["names"], origin["sections"]
   inside = origin["tower"] is not None
   tower = hf_vision.mapping(sections["tower"], origin["tower"]) if inside else {}
+  bias = sections["connector"].get("use_bias", True)
   return {
     **under("tower", tower),
-    **under("connector", connectors.mlp_projector(names["projector"])),
+    **under("connector", connectors.mlp_projector(names["projector"], bias=bias)),
     **parts.language(origin["model_type"], sections["lm"], names["lm"], names["head"]),
   }
 
