@@ -32,7 +32,6 @@ from tests.golden_cases.base import (
   same_tokens,
 )
 
-
 # Of the smallest tensors' gradients, sums that nearly cancel, both sides have few digits.
 GRADIENT_TOLERANCE = 5e-4
 
