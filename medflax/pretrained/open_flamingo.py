@@ -166,7 +166,11 @@ def combined(
   of tokens that OpenFlamingo added were saved nowhere and become zero, padding is cut.
   """
   names = hf_decoders.NAMES[model_type]
-  tensors = {wrapped(key, names.layer): x for key, x in language.items()} | dict(trained)
+  # Safetensors keep one name of a tensor that has two, and not always the published one.
+  block = lambda m: f"{LANGUAGE}{names.layer.format(m[1])}gated_cross_attn_layer."
+  own = {re.sub(r"^lang_encoder\.gated_cross_attn_layers\.(\d+)\.", block, k): k for k in trained}
+  tensors = {wrapped(key, names.layer): x for key, x in language.items()}
+  tensors |= {name: trained[key] for name, key in own.items()}
   embedding, head = (f"{LANGUAGE}{names.outer[part]}.weight" for part in ("embedding", "head"))
   if head in tensors and embedding in tensors:
     tensors[head] = resized(tensors[head], tensors[embedding].shape[0])
