@@ -25,10 +25,8 @@ import math
 from ml_collections import ConfigDict
 
 from medflax.config import parse_arg
-from medflax.defaults import base_config, folder, phantom_fewshot, phantom_tower
+from medflax.defaults import base_config, clip_tower, folder, phantom_fewshot, phantom_tower
 from medflax.utils import pick
-
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -40,14 +38,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     pick(VARIANTS, options.variant, "variant")(config)
   pick(DATA, options.data, "data")(config)
   return config
-
-
-def _tower(config: ConfigDict, image_patch: tuple, volume_patch: tuple = (), **fields) -> None:
-  size = config.data.get_ref
-  inputs = dict(image=dict(size=size("image_size"), patch=image_patch, channels=3))
-  if volume_patch:
-    inputs["volume"] = dict(size=size("volume_size"), patch=volume_patch, channels=1)
-  config.model.tower = dict(type="vit", inputs=inputs, **fields)
 
 
 # Images enter through gates that start at zero; where all is learnt from scratch, the language
@@ -91,12 +81,8 @@ def _pretrained_scale(config: ConfigDict) -> None:
   """
   config.data.image_size, config.data.volume_size = (224, 224), (32, 224, 224)
   config.data.max_tokens, config.data.max_media = 512, dict(image=8, volume=0)
-  _tower(
-    config,
-    (14, 14),  # images alone, as CLIP
-    **dict(width=1024, depth=24, heads=16, mlp_width=4096, activation="quick_gelu"),
-    **dict(class_token=True, pre_norm=True, final_norm=False, mean=CLIP_MEAN, std=CLIP_STD),
-  )
+  size = dict(width=1024, depth=24, heads=16, mlp_width=4096)
+  clip_tower(config, (14, 14), **size, final_norm=False)
   config.model.connector = dict(type="perceiver", num_latents=64, depth=6, heads=8, head_dim=64)
   config.model.dtype, config.model.remat = "bfloat16", "full"
   config.trainable = "connector/.*|.*/xattn/.*|lm/embedding"

@@ -14,12 +14,10 @@ RadFM's benchmark (Nature Communications 2025, as a citing work has it): VQA BLE
 UMLS precision 6.86.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from medflax.config import parse_arg
-from medflax.defaults import QUESTIONS, base_config, phantom_scale, published_scale
+from medflax.defaults import QUESTIONS, base_config, clip_tower, phantom_scale, published_scale
 from medflax.utils import pick
 
 
@@ -34,24 +32,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
   return config
 
 
-def _tower(config: ConfigDict, patch: tuple, **fields: Any) -> None:
-  """CLIP up to its last layer but one: the last is left out, as it is not used."""
-  image = dict(size=config.data.get_ref("image_size"), patch=patch, channels=3)
-  config.model.tower = dict(
-    type="vit",
-    inputs=dict(image=image),
-    **dict(class_token=True, pre_norm=True, final_norm=False, activation="quick_gelu"),
-    mean=(0.48145466, 0.4578275, 0.40821073),
-    std=(0.26862954, 0.26130258, 0.27577711),
-    **fields,
-  )
-
-
 def full(config: ConfigDict) -> None:
   """The published model, instruction tuning (stage 2): all but the tower is trained."""
   config.data.update(dict(image_size=(336, 336), max_tokens=2048, media_tokens=576))
   config.data.max_media = dict(image=1, volume=0)
-  _tower(config, (14, 14), width=1024, depth=23, heads=16, mlp_width=4096)
+  # CLIP up to its last layer but one: the last is left out, as it is not used.
+  size = dict(width=1024, depth=23, heads=16, mlp_width=4096)
+  clip_tower(config, (14, 14), **size, final_norm=False)
   config.model.connector = dict(type="mlp", hidden=4096, out_width=4096)
   config.model.lm = dict(
     type="decoder",
@@ -70,7 +57,8 @@ def tiny(config: ConfigDict) -> None:
   """All parts at the size of phantoms; all of it is trained."""
   phantom_scale(config)
   config.data.media_tokens = 16
-  _tower(config, (8, 8), width=64, depth=2, heads=4, mlp_width=128)
+  size = dict(width=64, depth=2, heads=4, mlp_width=128)
+  clip_tower(config, (8, 8), **size, final_norm=False)
   config.model.connector = dict(type="mlp", hidden=64, out_width=64)
   config.model.lm = dict(
     type="decoder",

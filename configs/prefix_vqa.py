@@ -18,7 +18,7 @@ import math
 from ml_collections import ConfigDict
 
 from medflax.config import parse_arg
-from medflax.defaults import QUESTIONS, base_config, phantom_scale, published_scale
+from medflax.defaults import QUESTIONS, base_config, clip_tower, phantom_scale, published_scale
 from medflax.utils import pick
 
 GPT2 = dict(
@@ -100,23 +100,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
   return config
 
 
-def _tower(config: ConfigDict, patch: tuple, **fields: int) -> None:
-  """CLIP's embedding, not normalised."""
-  image = dict(size=config.data.get_ref("image_size"), patch=patch, channels=3)
-  config.model.tower = dict(
-    type="vit",
-    inputs=dict(image=image),
-    **dict(class_token=True, pre_norm=True, output="class", activation="quick_gelu"),
-    mean=(0.48145466, 0.4578275, 0.40821073),
-    std=(0.26862954, 0.26130258, 0.27577711),
-    **fields,
-  )
-
-
 def full(config: ConfigDict, lm: str, trainable: str) -> dict[str, int]:
   """CLIP ViT-B/32, which stays frozen, before a published language model."""
   config.data.update(dict(image_size=(224, 224), max_tokens=64, max_media=dict(image=1, volume=0)))
-  _tower(config, (32, 32), width=768, depth=12, heads=12, mlp_width=3072, projection=512)
+  # CLIP's embedding, not normalised.
+  size = dict(width=768, depth=12, heads=12, mlp_width=3072, projection=512)
+  clip_tower(config, (32, 32), **size, output="class")
   config.trainable = trainable
   # The paper's learning rate and warm-up, with its code's schedule, batch and 30 epochs (of SLAKE's
   # 4,919 English questions here). The paper stops once the validation loss has risen three times.
@@ -128,7 +117,8 @@ def full(config: ConfigDict, lm: str, trainable: str) -> dict[str, int]:
 def tiny(config: ConfigDict, lm: str, trainable: str) -> dict[str, int]:
   """All parts at the size of phantoms; as there is nothing to freeze, all of it is trained."""
   phantom_scale(config)
-  _tower(config, (8, 8), width=64, depth=2, heads=4, mlp_width=128, projection=64)
+  size = dict(width=64, depth=2, heads=4, mlp_width=128, projection=64)
+  clip_tower(config, (8, 8), **size, output="class")
   return TINY
 
 

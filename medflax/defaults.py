@@ -105,6 +105,19 @@ def phantom_tower(config: ConfigDict) -> None:
   config.model.connector = dict(type="perceiver", num_latents=4, depth=1, heads=4, head_dim=16)
 
 
+def clip_tower(config: ConfigDict, patch: tuple, **fields: Any) -> None:
+  """A ViT in CLIP's form (Radford et al. 2021) for images; `fields` are its sizes and output."""
+  image = dict(size=config.data.get_ref("image_size"), patch=patch, channels=3)
+  config.model.tower = dict(
+    type="vit",
+    inputs=dict(image=image),
+    **dict(class_token=True, pre_norm=True, activation="quick_gelu"),
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+    **fields,
+  )
+
+
 def published_scale(config: ConfigDict, **optimizer: Any) -> None:
   """Bfloat16 on sharded weights; the defaults of Hugging Face's Trainer, but for `optimizer`."""
   config.model.dtype, config.model.remat = "bfloat16", "full"
