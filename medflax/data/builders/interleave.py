@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from medflax.data.builders.base import Record, images
 from medflax.data.documents import IMAGE_TOKEN
 
 
@@ -46,6 +47,22 @@ def segments(
       current = []
     current.append(piece)
   yield from _document(current)
+
+
+def records(
+  pieces: Iterable[Piece], *, name: str, split: str, task: str, group: str, **limits: int
+) -> Iterator[Record]:
+  """The documents of a text, numbered after its `name`; `limits` are those of `segments`."""
+  for number, segment in enumerate(segments(pieces, **limits)):
+    yield Record(
+      id=f"{name}-{number}",
+      split=split,
+      task=task,
+      question="",
+      answer=segment.text,
+      group=group,
+      media=images(*segment.images),
+    )
 
 
 def _plain(piece: Piece) -> Piece:

@@ -7,8 +7,8 @@ samples them; here they follow one another instead of being drawn at random.
 
 from collections.abc import Iterator
 
-from medflax.data.builders.base import Builder, Record, images
-from medflax.data.builders.interleave import Piece, segments
+from medflax.data.builders.base import Builder, Record
+from medflax.data.builders.interleave import Piece, records
 from medflax.data.builders.source import Row, SourceFolder
 from medflax.data.documents import IMAGE
 from medflax.utils import UserError
@@ -42,17 +42,8 @@ def _records(row: Row) -> Iterator[Record]:
     )
     for sentence in sentences
   )
-  found = segments(pieces, max_images=MAX_IMAGES, max_words=MAX_WORDS, max_pieces=MAX_SENTENCES)
-  for number, segment in enumerate(found):
-    yield Record(
-      id=f"{article}-{number}",
-      split=row.split,
-      task=ARTICLE,
-      question="",
-      answer=segment.text,
-      group=article,
-      media=images(*segment.images),
-    )
+  limits = dict(max_images=MAX_IMAGES, max_words=MAX_WORDS, max_pieces=MAX_SENTENCES)
+  yield from records(pieces, name=article, split=row.split, task=ARTICLE, group=article, **limits)
 
 
 PMC_INLINE = Builder(

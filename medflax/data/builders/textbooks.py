@@ -11,8 +11,8 @@ import posixpath
 import urllib.parse
 from collections.abc import Iterator
 
-from medflax.data.builders.base import Builder, Record, images
-from medflax.data.builders.interleave import Piece, segments
+from medflax.data.builders.base import Builder, Record
+from medflax.data.builders.interleave import Piece, records
 from medflax.data.builders.source import Row, SourceFolder
 from medflax.data.documents import IMAGE
 from medflax.data.manifest import hash_fraction
@@ -98,17 +98,9 @@ def _rows(source: SourceFolder) -> Iterator[Row]:
 
 def _records(row: Row) -> Iterator[Record]:
   book, page = row.text("book"), row.table.rsplit(".", 1)[0]
-  found = segments(row.fields["pieces"], max_images=MAX_IMAGES, max_words=MAX_WORDS)
-  for number, segment in enumerate(found):
-    yield Record(
-      id=f"{page}-{number}",
-      split=row.split,
-      task=PAGE,
-      question="",
-      answer=segment.text,
-      group=book,
-      media=images(*segment.images),
-    )
+  limits = dict(max_images=MAX_IMAGES, max_words=MAX_WORDS)
+  pieces = row.fields["pieces"]
+  yield from records(pieces, name=page, split=row.split, task=PAGE, group=book, **limits)
 
 
 TEXTBOOKS = Builder(
