@@ -78,10 +78,14 @@ class VLM(nn.Module):
     if segment_ids is None:
       segment_ids = jnp.ones_like(tokens)
     seen = _visible(media_index, media_first, media_ordinal)
+    soft = _soft(features, media_index, soft_index, media_ordinal)
+    return self._rows(features, tokens, positions, segment_ids, seen, soft)[0]
+
+  def _rows(self, features, tokens, positions, segment_ids, seen, soft, **options):
+    """The language model on whole rows, each token of which sees its document up to itself."""
     slots = jnp.arange(tokens.shape[1])
     mask = causal_mask(slots, segment_ids, slots, segment_ids)
-    soft = _soft(features, media_index, soft_index, media_ordinal)
-    return self.lm(tokens, positions, mask, features, seen, soft=soft)[0]
+    return self.lm(tokens, positions, mask, features, seen, soft=soft, **options)
 
   def hide(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
     """The batch as the model may see it while it predicts the batch's targets."""
@@ -119,12 +123,9 @@ class VLM(nn.Module):
     """
     seen = _visible(media_index, media_first, media_ordinal)
     b, t = tokens.shape
-    slots = jnp.arange(t)
-    mask = causal_mask(slots, segment_ids, slots, segment_ids)
     soft = _soft(features, media_index, soft_index, media_ordinal)
-    logits, cache = self.lm(
-      tokens, positions, mask, features, seen, soft=soft, cache_size=cache_size, last_only=True
-    )
+    options = dict(cache_size=cache_size, last_only=True)
+    logits, cache = self._rows(features, tokens, positions, segment_ids, seen, soft, **options)
     # A decoded token belongs to the prompt's document and sees what its last token saw.
     grown = jnp.zeros((b, cache_size - t), segment_ids.dtype)
     state = {

@@ -22,6 +22,7 @@ import numpy as np
 from flax import traverse_util
 
 from medflax.data.tokenizer import Tokenizer, load_tokenizer
+from medflax.inference import decode
 from medflax.models import build_model
 from medflax.pretrained import load_weights
 from medflax.pretrained.checkpoint import read_json
@@ -64,7 +65,8 @@ class LanguageModel:
     size = len(ids) + max_new_tokens
     if self.max_length and size > self.max_length:
       raise UserError(f"{size} tokens with the prompt's; the model has {self.max_length} places")
-    token, cache = _prefill(self.model, self.params, jnp.asarray([ids], jnp.int32), size)
+    prompt = jnp.asarray([ids], jnp.int32)
+    token, cache = _prefill(self.model, self.params, prompt, max_new_tokens)
     for _ in range(max_new_tokens):
       if int(token[0, 0]) == self.tokenizer.eos_id:
         return
@@ -73,13 +75,11 @@ class LanguageModel:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _prefill(model, params, tokens, size):
-  positions = jnp.arange(tokens.shape[1])[None]
-  nothing, ones = jnp.zeros_like(tokens), jnp.ones_like(tokens)
-  text = dict(media_first=nothing, positions=positions, segment_ids=ones, cache_size=size)
-  logits, cache = model.apply(
-    {"params": params}, None, tokens, nothing, media_ordinal={}, method="prefill", **text
-  )
+def _prefill(model, params, tokens, max_new_tokens):
+  nothing, positions = jnp.zeros_like(tokens), jnp.arange(tokens.shape[1])[None]
+  batch = dict(tokens=tokens, positions=positions, segment_ids=jnp.ones_like(tokens))
+  batch |= dict(media_index=nothing, media_first=nothing)
+  logits, cache = decode.prefill(model, params, batch, max_new_tokens)
   return jnp.argmax(logits, axis=-1), cache
 
 
