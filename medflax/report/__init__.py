@@ -4,11 +4,10 @@ Both are made from the workdir's files alone, so they can be made again at any t
 run that was interrupted, or on another machine.
 """
 
-import html
-import importlib.resources
 import pathlib
 
 from medflax.report import sections
+from medflax.report.page import document
 from medflax.report.run import FewShot, Run, few_shot, read_run
 from medflax.utils import write_atomic
 
@@ -25,10 +24,7 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
   """
   workdir = pathlib.Path(workdir)
   run = read_run(workdir)
-  style = importlib.resources.files("medflax.report").joinpath("style.css").read_text()
   parts = (
-    sections.header(run),
-    "<main>",
     sections.few_shot_section(run),
     sections.training_section(run),
     sections.metrics_section(run),
@@ -36,16 +32,9 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     sections.data_section(run),
     sections.lists_section(run),
     sections.provenance_section(run),
-    "<footer>Made by medflax for research. Not a medical device.</footer></main>",
-  )
-  page = (
-    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f"<title>{html.escape(sections.title(run))}</title><style>{style}</style></head>"
-    f"<body>{''.join(parts)}</body></html>\n"
   )
   path = workdir / "report.html"
-  write_atomic(path, page)
+  write_atomic(path, document(sections.title(run), sections.header(run), parts))
   return path
 
 

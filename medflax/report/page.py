@@ -33,17 +33,26 @@ def page(
     style: CSS beside the report's.
     script: JavaScript that runs at the end; the page must make sense without.
   """
-  css = importlib.resources.files("medflax.report").joinpath("style.css").read_text()
   numbers = "".join(
     f"<div><dt>{text(name)}</dt><dd>{text(value)}<small>{text(detail)}</small></dd></div>"
     for name, value, detail in facts
   )
+  header = (
+    f'<header class="masthead"><div><div class="kind">{text(kind)}</div><h1>{text(title)}</h1>'
+    f'<p>{text(lead)}</p><dl class="facts">{numbers}</dl></div></header>'
+  )
+  return document(title, header, parts, style=style, script=script)
+
+
+def document(
+  title: str, header: str, parts: Sequence[str], *, style: str = "", script: str = ""
+) -> str:
+  """The file around a header and sections that are HTML already; see `page`."""
+  css = importlib.resources.files("medflax.report").joinpath("style.css").read_text()
   return (
     '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f"<title>{text(title)}</title><style>{css}{style}</style></head><body>"
-    f'<header class="masthead"><div><div class="kind">{text(kind)}</div><h1>{text(title)}</h1>'
-    f'<p>{text(lead)}</p><dl class="facts">{numbers}</dl></div></header><main>'
+    f"<title>{text(title)}</title><style>{css}{style}</style></head><body>{header}<main>"
     f"{''.join(parts)}<footer>Made by medflax for research. Not a medical device.</footer></main>"
     f"{f'<script>{script}</script>' if script else ''}</body></html>\n"
   )
