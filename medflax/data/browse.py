@@ -182,7 +182,7 @@ class _Prepared:
     return len(self._samples)
 
   def __getitem__(self, index: int) -> Sample:
-    stored = (self._dataset._stored(MEDIA, number) for _, number in self._record(index)["media"])
+    stored = (self._dataset.stored(MEDIA, number) for _, number in self._record(index)["media"])
     media = tuple(_native(store.decode_media(medium)) for medium in stored)
     return dataclasses.replace(self.text(index), media=media)
 
@@ -201,7 +201,7 @@ class _Prepared:
     )
 
   def _record(self, index: int) -> dict[str, Any]:
-    return json.loads(self._dataset._stored(self._split, index))
+    return json.loads(self._dataset.stored(self._split, index))
 
 
 def _prepared(root: pathlib.Path) -> Collection:

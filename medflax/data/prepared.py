@@ -161,7 +161,7 @@ class PreparedDataset:
       index: of the record.
       epoch: of the draws of transforms; None: nothing is left to chance.
     """
-    record = json.loads(self._stored(split, index))
+    record = json.loads(self.stored(split, index))
     text = sample_text(record["question"], record["answer"], record["choices"])
     draw = lambda number: None if epoch is None else Draw(epoch, number, text)
     return Sample(
@@ -176,7 +176,12 @@ class PreparedDataset:
       meta=record["meta"] | {"answer_type": record["answer_type"]},
     )
 
-  def _stored(self, part: str, index: int) -> bytes:
+  def stored(self, part: str, index: int) -> bytes:
+    """Record `index` of a split or of `MEDIA` as it lies in the shards.
+
+    Raises:
+      UserError: if the shards are damaged.
+    """
     try:
       return self._shards[part][index]
     except RuntimeError:  # the shards have checksums
@@ -185,7 +190,7 @@ class PreparedDataset:
       ) from None
 
   def _media(self, kind: str, number: int, draw: Draw | None) -> Media:
-    stored = self._stored(MEDIA, number)
+    stored = self.stored(MEDIA, number)
     scan = store.decode_media(stored, smallest=self._chain.smallest(kind))
     try:
       return self._chain(scan, draw)
