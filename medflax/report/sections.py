@@ -1,11 +1,10 @@
 """The sections of report.html, each a function of the run; "" where there is nothing to show.
 
-Everything that comes from a file passes through `_text`, so that a question with markup in
+Everything that comes from a file passes through `page.text`, so that a question with markup in
 it is shown, not run.
 """
 
 import base64
-import html
 import json
 import pathlib
 import struct
@@ -14,6 +13,7 @@ from typing import Any
 
 from medflax.metrics.intervals import Measurement
 from medflax.report import plots
+from medflax.report.page import section, text
 from medflax.report.run import (
   IMAGE,
   NO_IMAGE,
@@ -43,13 +43,13 @@ def title(run: Run) -> str:
 def header(run: Run) -> str:
   """The name, the main result in a sentence, and the run's vital numbers."""
   facts = "".join(
-    f"<div><dt>{_text(name)}</dt><dd>{_text(value)}<small>{_text(detail)}</small></dd></div>"
+    f"<div><dt>{text(name)}</dt><dd>{text(value)}<small>{text(detail)}</small></dd></div>"
     for name, value, detail in _facts(run)
   )
   return (
     '<header class="masthead"><div><div class="kind">medflax run</div>'
-    f"<h1>{_text(title(run) or run.workdir.name)}</h1>"
-    f'<p>{_text(_headline(run))}</p><dl class="facts">{facts}</dl></div></header>'
+    f"<h1>{text(title(run) or run.workdir.name)}</h1>"
+    f'<p>{text(_headline(run))}</p><dl class="facts">{facts}</dl></div></header>'
   )
 
 
@@ -58,7 +58,7 @@ def few_shot_section(run: Run) -> str:
   grids = [grid for evaluation in run.evaluations for grid in few_shot(evaluation)]
   if not grids:
     return ""
-  return _section(
+  return section(
     "Few-shot results",
     '<p class="note">Each question is asked after 0 to k worked examples; intervals are 95 % '
     "bootstrap intervals. Two controls ask it with the image of one of the examples (without "
@@ -88,13 +88,13 @@ def training_section(run: Run) -> str:
     if len(points := run.scalars.get(name, ())) > 1:
       line = plots.Series("", *_columns(points), plots.BLUE, marker="circle")
       charts.append(plots.line_chart([line], title=name, x_label="step", y_label=name))
-  return _section("Training", f'<div class="pair">{"".join(charts)}</div>') if charts else ""
+  return section("Training", f'<div class="pair">{"".join(charts)}</div>') if charts else ""
 
 
 def metrics_section(run: Run) -> str:
   """Every measurement that is not a few-shot one."""
   rows = "".join(
-    f"<tr><th>{_text(name)}</th>{_cell(measurement)}<td>{measurement.n:,}</td>"
+    f"<tr><th>{text(name)}</th>{_cell(measurement)}<td>{measurement.n:,}</td>"
     f"<td>{evaluation.step:,}</td></tr>"
     for evaluation in run.evaluations
     for name, measurement in other_metrics(evaluation).items()
@@ -102,7 +102,7 @@ def metrics_section(run: Run) -> str:
   if not rows:
     return ""
   head = "<thead><tr><th>metric</th><th>value</th><th>n</th><th>step</th></tr></thead>"
-  return _section("Other measurements", f"<table>{head}<tbody>{rows}</tbody></table>")
+  return section("Other measurements", f"<table>{head}<tbody>{rows}</tbody></table>")
 
 
 def samples_section(run: Run) -> str:
@@ -116,14 +116,14 @@ def samples_section(run: Run) -> str:
     ]
     if chosen:
       cards = "".join(_sample(sample, evaluation) for sample in chosen)
-      parts.append(f"<h3>{_text(evaluation.name)}, step {evaluation.step:,}</h3>")
+      parts.append(f"<h3>{text(evaluation.name)}, step {evaluation.step:,}</h3>")
       parts.append(f'<div class="samples">{cards}</div>')
   note = (
     '<p class="note">Wrong answers first, then right ones, as they come and not picked for looks.'
     " The examples that the model was shown stand before each question; the shares of right and"
     " wrong cards say nothing about the score.</p>"
   )
-  return _section("Samples", note + "".join(parts)) if parts else ""
+  return section("Samples", note + "".join(parts)) if parts else ""
 
 
 def data_section(run: Run) -> str:
@@ -136,9 +136,9 @@ def data_section(run: Run) -> str:
   if not counts:
     return ""
   columns = list(next(iter(counts.values())))
-  head = "".join(f"<th>{_text(column.replace('_', ' '))}</th>" for column in columns)
+  head = "".join(f"<th>{text(column.replace('_', ' '))}</th>" for column in columns)
   rows = "".join(
-    f"<tr><th>{_text(entry)}</th>"
+    f"<tr><th>{text(entry)}</th>"
     + "".join(f"<td>{row.get(column, 0):,}</td>" for column in columns)
     + "</tr>"
     for entry, row in counts.items()
@@ -148,7 +148,7 @@ def data_section(run: Run) -> str:
     for kind, room in (("tokens", "data/token_slots"), ("media", "data/media_slots"))
     if (slots := run.last(room))
   )
-  return _section(
+  return section(
     "Training data",
     f'<p class="note">What the batches of the first process held; packing filled {used}.</p>'
     f"<table><thead><tr><th>entry</th>{head}</tr></thead><tbody>{rows}</tbody></table>",
@@ -164,12 +164,12 @@ def _listing(name: str, records: Sequence[Mapping[str, Any]]) -> str:
   if not records:
     return ""
   keys = list(dict.fromkeys(key for record in records for key in record))
-  head = "".join(f"<th>{_text(key)}</th>" for key in keys)
+  head = "".join(f"<th>{text(key)}</th>" for key in keys)
   rows = "".join(
-    "<tr>" + "".join(f"<td>{_text(record.get(key, ''))}</td>" for key in keys) + "</tr>"
+    "<tr>" + "".join(f"<td>{text(record.get(key, ''))}</td>" for key in keys) + "</tr>"
     for record in records
   )
-  return _section(
+  return section(
     f"{name}: {len(records):,}",
     f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>',
   )
@@ -178,12 +178,11 @@ def _listing(name: str, records: Sequence[Mapping[str, Any]]) -> str:
 def provenance_section(run: Run) -> str:
   """Config, versions and the commit: what it takes to run this again."""
   rows = "".join(
-    f"<tr><th>{_text(key)}</th><td>{_text(value)}</td></tr>"
-    for key, value in run.environment.items()
+    f"<tr><th>{text(key)}</th><td>{text(value)}</td></tr>" for key, value in run.environment.items()
   )
   torn = f"<p>Unreadable lines of metrics.jsonl, left out: {run.torn}.</p>" if run.torn else ""
-  config = _text(json.dumps(run.config, indent=2, sort_keys=True))
-  return _section(
+  config = text(json.dumps(run.config, indent=2, sort_keys=True))
+  return section(
     "Provenance",
     f'<table class="plain"><tbody>{rows}</tbody></table>{torn}'
     f"<details><summary>Resolved config</summary><pre>{config}</pre></details>",
@@ -246,7 +245,7 @@ def _few_shot_pair(grid: FewShot) -> str:
     x_ticks=grid.shots,
   )
   return (
-    f"<h3>{_text(grid.name)}: {_text(metric)}, step {grid.step:,}</h3>"
+    f"<h3>{text(grid.name)}: {text(metric)}, step {grid.step:,}</h3>"
     f'<div class="pair results">{chart}{_few_shot_table(grid)}</div>'
   )
 
@@ -257,13 +256,13 @@ def _few_shot_table(grid: FewShot) -> str:
   for condition, row in grid.values.items():
     cells = "".join(_cell(row[k]) if k in row else "<td></td>" for k in grid.shots)
     kind = "score" if condition == IMAGE else "control"
-    label = _text(CONDITIONS.get(condition, condition))
+    label = text(CONDITIONS.get(condition, condition))
     rows += f'<tr class="{kind}"><th>{label}</th>{cells}</tr>'
   for name, row in grid.baselines.items():
     cells = "".join(f"<td>{row[k].value:.3f}</td>" if k in row else "<td></td>" for k in grid.shots)
-    rows += f'<tr class="control"><th>{_text(name)}</th>{cells}</tr>'
+    rows += f'<tr class="control"><th>{text(name)}</th>{cells}</tr>'
   counts = sorted({m.n for row in grid.values.values() for m in row.values()})
-  notes = "".join(f"<br>{_text(note)}" for note in grid.notes)
+  notes = "".join(f"<br>{text(note)}" for note in grid.notes)
   size = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
   return (
     f"<div><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>"
@@ -305,20 +304,20 @@ def _sample(sample: dict[str, Any], evaluation: Evaluation) -> str:
   wide = _wide(sample["media"], folder)
   shots = "".join(
     f'<div class="shot{_wide(shot["media"], folder)}">{_images(shot["media"], folder)}'
-    f"{_text(shot['question'])} <b>{_text(shot['answer'])}</b></div>"
+    f"{text(shot['question'])} <b>{text(shot['answer'])}</b></div>"
     for shot in sample["support"]
   )
   rows = {"question": sample["question"], "choices": ", ".join(map(str, sample["choices"]))}
   rows |= {"answer": sample["answer"]}
-  lines = "".join(f"<dt>{name}</dt><dd>{_text(row)}</dd>" for name, row in rows.items() if row)
+  lines = "".join(f"<dt>{name}</dt><dd>{text(row)}</dd>" for name, row in rows.items() if row)
   return (
     f'<article class="sample{" full" if wide or count > 1 else ""}">'
     f'<div class="head"><span class="verdict {verdict}">{mark}</span>'
-    f"<span>{_text(sample['task'])}, {count} shot{'s' * (count != 1)}</span>"
-    f'<span class="id">{_text(sample["id"])}</span></div><div class="reading">{shots}'
+    f"<span>{text(sample['task'])}, {count} shot{'s' * (count != 1)}</span>"
+    f'<span class="id">{text(sample["id"])}</span></div><div class="reading">{shots}'
     f'<div class="query"><div class="media{wide}">{_images(sample["media"], folder)}</div>'
     f'<dl>{lines}<dt>model</dt><dd class="{verdict}">'
-    f"{_text(sample['prediction'] or '(nothing)')}</dd></dl></div></div></article>"
+    f"{text(sample['prediction'] or '(nothing)')}</dd></dl></div></div></article>"
   )
 
 
@@ -366,11 +365,3 @@ def _count(number: int) -> str:
 def _duration(seconds: float) -> str:
   hours, minutes = divmod(round(seconds) // 60, 60)
   return f"{hours} h {minutes} min" if hours else f"{minutes} min {round(seconds) % 60} s"
-
-
-def _section(heading: str, body: str) -> str:
-  return f"<section><h2>{_text(heading)}</h2>{body}</section>"
-
-
-def _text(value: Any) -> str:
-  return html.escape(str(value))
