@@ -30,7 +30,12 @@ def _folder(data: Any, seed: int) -> Dataset:
 def _prepared(data: Any, seed: int) -> Dataset:
   root = fetch(data.root, data.cache) if is_remote(data.root) else data.root
   return PreparedDataset(
-    root, data.image_size, data.volume_size, transforms=data.transforms.to_dict(), seed=seed
+    root,
+    data.image_size,
+    data.volume_size,
+    exclude=data.exclude,
+    transforms=data.transforms.to_dict(),
+    seed=seed,
   )
 
 

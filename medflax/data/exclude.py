@@ -36,10 +36,18 @@ def read_exclusions(path: str | os.PathLike, name: str) -> frozenset[str]:
   return frozenset(row[ID] for row in reader if row.get(DATA, name) in (name, ""))
 
 
-def report_exclusions(path: str | os.PathLike, listed: frozenset[str], ids: Iterable[str]) -> None:
-  """Logs how many of `ids` are left out, and which of `listed` are not there."""
+def report_exclusions(
+  path: str | os.PathLike, name: str, listed: frozenset[str], ids: Iterable[str]
+) -> None:
+  """Logs how many of `ids` are left out, and which of `listed` are not there.
+
+  Raises:
+    UserError: if none of `ids` is left.
+  """
   known = set(ids)
-  log.info("%s: %d of %d samples are left out", path, len(listed & known), len(known))
+  if known and known <= listed:
+    raise UserError(f"data.exclude: {path} lists all {len(known)} samples of {name}; leave some")
+  log.info("%s: %d of %d samples of %s are left out", path, len(listed & known), len(known), name)
   if unknown := sorted(listed - known):
     shown = ", ".join(unknown[:3])
-    log.warning("%s lists %d ids that do not exist: %s", path, len(unknown), shown)
+    log.warning("%s lists %d ids that %s does not have: %s", path, len(unknown), name, shown)

@@ -98,7 +98,7 @@ class FolderDataset:
       raise UserError(f"{self._root / manifest} has no usable row{first}")
     kept = [row for row in rows if row.id not in excluded]
     if excluded:
-      report_exclusions(exclude, excluded, [row.id for row in rows])
+      report_exclusions(exclude, self.name, excluded, [row.id for row in rows])
       bad += [BadRow(row.line, row.id, f"in {exclude}") for row in rows if row.id in excluded]
     try:
       # A row's split must not change because others are left out; given ones are what they are.

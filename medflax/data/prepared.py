@@ -1,5 +1,6 @@
 """A data set that `medflax.tools.prepare_data` has prepared, as a `Dataset`. See docs/data.md."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -22,10 +23,13 @@ from medflax.data.documents import (
   Source,
   Text,
 )
+from medflax.data.exclude import read_exclusions, report_exclusions
 from medflax.data.folder import ALL_TASKS
 from medflax.data.media_chain import Draw, MediaChain, sample_text
 from medflax.data.support import TRAIN_PASSES, PoolEpisodes, split_episodes
 from medflax.utils import UserError, nearest
+
+_AT_ONCE = 4096  # records read for their ids
 
 
 class PreparedDataset:
@@ -35,10 +39,12 @@ class PreparedDataset:
     name: of the builder.
     version: of the data set, with a hash of its content.
     tasks: "vqa" (all records), then the tasks that records have.
-    splits: names of the splits, with how many records each has.
+    splits: names of the splits, with how many records of each are used.
     media_per_sample: the most media of each kind that one record has.
     interleaved: whether its records are documents, read by `documents`, not by `episodes`.
     info: all of `dataset.json`.
+    skipped: records left out by `exclude`: dicts of `split`, `id`, `reason`.
+    noted: files that are used in spite of what is odd about them: dicts of `path` and `notes`.
   """
 
   def __init__(
@@ -47,20 +53,23 @@ class PreparedDataset:
     image_size: Sequence[int],
     volume_size: Sequence[int],
     *,
+    exclude: str | os.PathLike = "",
     transforms: Mapping[str, Any] = MappingProxyType({}),
     seed: int = 0,
   ):
-    """Reads the index, no sample.
+    """Reads the index, no media.
 
     Args:
       root: the prepared folder.
       image_size: (H, W) that images are fitted to.
       volume_size: (D, H, W) that volumes are fitted to; signals keep their length.
+      exclude: a list of records to leave out, see `exclude.read_exclusions`; "": none.
       transforms: of each kind of media, see `MediaChain`; those of chance in training alone.
       seed: decides the order of episodes, their support samples and draws.
 
     Raises:
-      UserError: if the folder is none, is unfinished, or lacks one of its files.
+      UserError: if the folder is none, is unfinished, or lacks one of its files, or if there is no
+        such list.
     """
     self._root = pathlib.Path(root)
     sizes = {IMAGE: tuple(image_size), VOLUME: tuple(volume_size)}
@@ -68,7 +77,6 @@ class PreparedDataset:
     self.info = _read_info(self._root)
     self.name: str = self.info["name"]
     self.version: str = self.info["version"]
-    self.splits: Mapping[str, int] = self.info["records"]
     self.interleaved: bool = self.info["interleaved"]
     self.tasks: tuple[str, ...] = (
       ALL_TASKS,
@@ -78,25 +86,69 @@ class PreparedDataset:
       kind: self.info["media_per_sample"].get(kind, 0) for kind in MEDIA_RANKS
     }
     self._shards = {part: self._open(part) for part in self.info["shards"]}
+    records = self.info["records"]
     self._columns = {
-      split: json.loads((self._root / store.INDEX / f"{split}.json").read_bytes())
-      for split in self.splits
+      split: json.loads(self._content(f"{store.INDEX}/{split}.json")) for split in records
     }
+    self._used: Mapping[str, Sequence[int]] = {s: range(count) for s, count in records.items()}
+    self.skipped: list[dict[str, str]] = []
+    self.noted: list[dict[str, str]] = [*map(json.loads, self._content(store.NOTED).splitlines())]
+    if os.fspath(exclude):
+      self._exclude(exclude)
+    self.splits: Mapping[str, int] = {split: len(used) for split, used in self._used.items()}
+
+  def _content(self, name: str) -> bytes:
+    try:
+      return (self._root / name).read_bytes()
+    except OSError:
+      raise UserError(f"{self._root} lacks {name}; prepare it again elsewhere") from None
+
+  def _exclude(self, path: str | os.PathLike) -> None:
+    """Leaves out the records that a list names."""
+    listed = read_exclusions(path, self.name)
+    if not listed:
+      return
+    ids = {split: self._ids(split) for split in self._used}
+    report_exclusions(path, self.name, listed, itertools.chain(*ids.values()))
+    reason = f"in {path}"
+    self._used = {
+      split: [index for index, name in enumerate(names) if name not in listed]
+      for split, names in ids.items()
+    }
+    self.skipped = [
+      {"split": split, "id": name, "reason": reason}
+      for split, names in ids.items()
+      for name in names
+      if name in listed
+    ]
 
   def _open(self, part: str) -> ArrayRecordDataSource:
     shards = self.info["shards"][part]
     missing = [shard["file"] for shard in shards if not (self._root / shard["file"]).is_file()]
     if missing:
       raise UserError(f"{self._root} lacks {missing[0]}; prepare it again elsewhere")
-    damaged = UserError(f"{self._root} has damaged {part} shards; prepare it again elsewhere")
     try:
       source = ArrayRecordDataSource([str(self._root / s["file"]) for s in shards])
       found = len(source)
     except RuntimeError:  # of a file that has been cut short
-      raise damaged from None
+      raise self._damaged(part) from None
     if found != sum(shard["records"] for shard in shards):
-      raise damaged
+      raise self._damaged(part)
     return source
+
+  def _ids(self, split: str) -> list[str]:
+    """Of all records, which are read for it: the index has none."""
+    count, ids = len(self._shards[split]), []
+    for start in range(0, count, _AT_ONCE):
+      try:
+        records = self._shards[split].__getitems__(range(start, min(start + _AT_ONCE, count)))
+      except RuntimeError:
+        raise self._damaged(split) from None
+      ids += [json.loads(record)["id"] for record in records]
+    return ids
+
+  def _damaged(self, part: str, where: str = "") -> UserError:
+    return UserError(f"{self._root} has damaged {part} shards{where}; prepare it again elsewhere")
 
   def samples(self, task: str, split: str, *, augmented: bool = False) -> "PreparedSamples":
     """Random access to the records of a task and split, in the source's order.
@@ -111,7 +163,7 @@ class PreparedDataset:
     if split not in self.splits:
       raise UserError(f"data set {self.name!r} has no split {split!r}{nearest(split, self.splits)}")
     tasks = self._columns[split]["task"]
-    rows = [i for i, name in enumerate(tasks) if task in (ALL_TASKS, name)]
+    rows = [i for i in self._used[split] if task in (ALL_TASKS, tasks[i])]
     if not rows:
       have = ", ".join(f"{count:,} {split}" for split, count in self.splits.items())
       raise UserError(
@@ -185,9 +237,7 @@ class PreparedDataset:
     try:
       return self._shards[part][index]
     except RuntimeError:  # the shards have checksums
-      raise UserError(
-        f"{self._root} has damaged {part} shards (record {index}); prepare it again elsewhere"
-      ) from None
+      raise self._damaged(part, f" (record {index})") from None
 
   def _media(self, kind: str, number: int, draw: Draw | None) -> Media:
     stored = self.stored(MEDIA, number)

@@ -50,7 +50,7 @@ def fetch(root: str, cache: str | os.PathLike) -> pathlib.Path:
     info = json.loads(listing)
     target = pathlib.Path(cache) / f"{info['name']}-{info['version']}"
     names = [shard["file"] for shards in info["shards"].values() for shard in shards]
-    names += [f"{store.INDEX}/{split}.json" for split in info["records"]]
+    names += [store.NOTED, *(f"{store.INDEX}/{split}.json" for split in info["records"])]
     missing = [name for name in names if not (target / name).exists()]
     copy = lambda name: _copy(files, f"{folder}/{name}", target / name)
     with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:

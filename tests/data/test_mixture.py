@@ -126,6 +126,22 @@ def test_a_mixture_is_a_data_set(root):
     data.episodes("onw/vqa", "train", 0)
 
 
+def test_what_a_list_names_is_left_out_of_every_part(root, tmp_path):
+  samples = DATASETS["mixture"](make_config(root).data, 0).parts["books"].samples("page", "train")
+  pages = [samples[i].id for i in range(len(samples))]
+  path = tmp_path / "leakage.csv"
+  path.write_text(f"data,id\nfolder,line-1\ntextbooks,{pages[0]}\nfolder,{pages[1]}\n")
+  config = make_config(root, exclude=str(path))
+  data = DATASETS["mixture"](config.data, 0)
+  assert [(row["source"], row["id"]) for row in data.skipped] == [
+    ("books", pages[0]),
+    ("own", "line-1"),
+  ]
+  assert len(data.parts["own"].samples("vqa", "train")) == 39
+  left = data.parts["books"].documents("page", "train")
+  assert {left[i].id for i in range(2 * len(pages))} == set(pages[1:])
+
+
 @pytest.mark.parametrize(("temperature", "share"), [(1.0, 40 / 48), (1e6, 1 / 2)])
 def test_weights_left_to_the_data_follow_sizes_and_temperature(root, iterate, temperature, share):
   entry = {"num_shots": 0, "weight": -1.0, "targets": "all"}

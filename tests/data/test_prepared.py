@@ -107,9 +107,55 @@ def test_documents_are_for_interleaved_data_sets(root):
 def test_the_config_names_it(root):
   class Config:
     image_size, volume_size, transforms = *SIZES, ml_collections.ConfigDict()
+    exclude = ""
 
   Config.root = str(root)
   assert DATASETS["prepared"](Config, 0).name == "slake_en"
+
+
+def excluding(tmp_path, *lines):
+  path = tmp_path / "leakage.csv"
+  path.write_text("data,split,id\n" + "".join(f"{line}\n" for line in lines))
+  return path
+
+
+def test_listed_records_are_no_query_and_no_support(root, tmp_path, caplog):
+  path = excluding(tmp_path, *(f"slake_en,train,{i}" for i in range(24)), "slake_en,test,34")
+  with path.open("a") as file:
+    file.write("slake_en,train,nobody\nother,train,29\n")
+  caplog.set_level("INFO")
+  data = pickle.loads(pickle.dumps(load(root, exclude=path)))
+  assert f"{path}: 25 of 40 samples of slake_en are left out" in caplog.text
+  assert "lists 1 ids that slake_en does not have: nobody" in caplog.text
+  assert data.splits == {"train": 6, "val": 4, "test": 5}
+  assert {row["id"] for row in data.skipped} == {*map(str, range(24)), "34"}
+  assert data.skipped[-1] == {"split": "test", "id": "34", "reason": f"in {path}"}
+  kept = {"train": {str(i) for i in range(24, 30)}, "test": {str(i) for i in range(35, 40)}}
+  for split, ids in kept.items():
+    samples = data.samples("vqa", split)
+    assert {samples[i].id for i in range(len(samples))} == ids
+    episodes = data.episodes("vqa", split, 2, 10)
+    assert {e.query.id for e in episodes} <= ids
+    assert {s.id for e in episodes for s in e.support} <= kept["train"]
+  assert not load(root, exclude=excluding(tmp_path, "other,train,29")).skipped
+
+
+def test_a_list_may_not_leave_nothing(root, tmp_path):
+  path = excluding(tmp_path, *(f"slake_en,train,{i}" for i in range(40)))
+  with pytest.raises(UserError, match=r"data\.exclude: .* lists all 40 samples of slake_en"):
+    load(root, exclude=path)
+
+
+def test_odd_files_are_told(root, tmp_path):
+  assert not load(root).noted
+  copy = tmp_path / "copy"
+  shutil.copytree(root, copy)
+  note = {"path": "ct/s4", "notes": "3 slices missing, 1 gaps at 2.5 mm"}
+  (copy / "noted.jsonl").write_text(json.dumps(note) + "\n")
+  assert load(copy).noted == [note]
+  (copy / "noted.jsonl").unlink()
+  with pytest.raises(UserError, match=r"lacks noted\.jsonl; prepare it again elsewhere"):
+    load(copy)
 
 
 def test_a_folder_that_is_none_is_told(tmp_path):

@@ -19,7 +19,12 @@ INFO = {
 def files():
   """A prepared data set in a store of fsspec's own, in memory."""
   files = fsspec.filesystem("memory")
-  contents = {"dataset.json": json.dumps(INFO), SHARD: "shard", "index/train.json": "{}"}
+  contents = {
+    "dataset.json": json.dumps(INFO),
+    SHARD: "shard",
+    "index/train.json": "{}",
+    "noted.jsonl": "",
+  }
   for name, text in contents.items():
     files.pipe(f"/bucket/made/{name}", text.encode())
   yield files
@@ -34,6 +39,7 @@ def test_a_copy_is_complete_and_made_once(files, tmp_path):
     "dataset.json": json.dumps(INFO).encode(),
     SHARD: b"shard",
     "index/train.json": b"{}",
+    "noted.jsonl": b"",
   }
   (copy / "index/train.json").unlink()
   (copy / SHARD).write_text("kept")
@@ -48,7 +54,7 @@ def test_what_is_missing_is_told_and_leaves_nothing(files, tmp_path):
   with pytest.raises(UserError, match=f"is no prepared data set: it lacks .*{SHARD}"):
     fetch("memory://bucket/made", tmp_path)
   assert not (tmp_path / "made-1-abc/dataset.json").exists()
-  assert [p.name for p in tmp_path.rglob("*") if p.is_file()] in ([], ["train.json"])
+  assert {p.name for p in tmp_path.rglob("*") if p.is_file()} <= {"train.json", "noted.jsonl"}
   with pytest.raises(UserError, match=r"it lacks .*dataset\.json"):
     fetch("memory://bucket/other", tmp_path)
 

@@ -119,8 +119,8 @@ def test_the_trainer_leaves_them_out(planted, tmp_path, caplog):
   left = {data.samples("vqa", "train")[i].id for i in range(len(data.samples("vqa", "train")))}
   assert "99" in left and not gone & left
   assert {bad["id"] for bad in data.skipped} == gone
-  assert f"{len(gone)} of 30 samples are left out" in caplog.text
-  assert "lists 1 ids that do not exist: nobody" in caplog.text
+  assert f"{len(gone)} of 30 samples of {planted.name} are left out" in caplog.text
+  assert f"lists 1 ids that {planted.name} does not have: nobody" in caplog.text
 
 
 def test_groups_and_texts(tmp_path):
