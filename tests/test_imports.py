@@ -29,6 +29,7 @@ LAYERS = {
   "peft": ("utils",),
   "data": ("utils",),
   "data.pipeline": ("data", "utils"),
+  "tasks": ("data", "utils"),
   "models": ("utils",),
   "pretrained": ("models", "utils"),
   "inference": ("models", "utils"),

@@ -4,7 +4,7 @@ from medflax.tasks import protocols
 from medflax.tasks.base import Task
 
 _OFFICIAL = dict(
-  source="Liu et al. 2021 (arXiv 2102.09542), experiments: accuracy of open, closed and all answers",
+  source="Liu et al. 2021 (arXiv 2102.09542), experiments: accuracy of open, closed and all",
   metrics=("exact_match",),
   slice_by=("answer_type", "content_type", "modality"),
 )

@@ -25,7 +25,8 @@ TASKS = {
   ),
   "vqa_rad/llava_med_closed": Task(
     data="vqa_rad",
-    source="Li et al. 2023 (arXiv 2306.00890), results on three benchmarks, closed; candidates from the annotation",
+    source="Li et al. 2023 (arXiv 2306.00890), results on three benchmarks, closed; candidates "
+    "from the annotation",
     **protocols.LLAVA_MED_CLOSED,
   ),
 }
