@@ -279,8 +279,6 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
   for name, section in _plain(config)["peft"].items():
     peft.make(section, f"config.peft.{name}")
   pick(data.DATASETS, config.data.source, "config.data.source")
-  if config.data.exclude and config.data.source != "folder":
-    raise UserError(f"config.data.exclude is for folders with a manifest, not {config.data.source}")
   for name, section in _plain(config.data.sources).items():
     for field, value in section.items():
       _check_type(value, pick(SOURCE_FIELDS, field, f"field of config.data.sources.{name}"), field)

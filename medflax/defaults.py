@@ -154,8 +154,10 @@ def phantom_fewshot(config: ConfigDict) -> None:
   fewshot = dict(type="fewshot_vqa", every=0, split="test", num_episodes=512)
   config.evals = dict(
     perplexity=dict(type="perplexity", every=200, task="binding", split="val", targets="repeated"),
-    binding=dict(**fewshot, task="binding", num_shots=(0, 1, 2, 4, 8), max_new_tokens=3),
-    modality=dict(**fewshot, task="modality", num_shots=(0,), max_new_tokens=4),
+    binding=dict(
+      **fewshot, task="binding", num_shots=(0, 1, 2, 4, 8), decoding=dict(max_new_tokens=3)
+    ),
+    modality=dict(**fewshot, task="modality", num_shots=(0,), decoding=dict(max_new_tokens=4)),
     finding=dict(**fewshot, task="finding", num_shots=(0,)),
   )
   if volumes:
@@ -174,7 +176,9 @@ def phantom_questions(config: ConfigDict) -> None:
     tasks["modality_3d"] = 0.5
   config.data.train = {task: _entry(task, 0, 0, weight) for task, weight in tasks.items()}
   perplexity = dict(type="perplexity", every=0, task="finding", split="val", num_shots=0)
-  asked = dict(type="fewshot_vqa", every=0, split="test", num_shots=(0,), max_new_tokens=6)
+  asked = dict(
+    type="fewshot_vqa", every=0, split="test", num_shots=(0,), decoding=dict(max_new_tokens=6)
+  )
   config.evals = dict(
     perplexity=dict(**perplexity, num_documents=128),
     **{task: dict(**asked, task=task, num_episodes=128) for task in tasks},

@@ -1,5 +1,6 @@
 """What evaluators share: their context, their settings, and the files they write."""
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -11,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import flax.linen as nn
 import jax
+import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree, Shaped, UInt8
@@ -68,7 +70,22 @@ def read_settings(cls: type[T], name: str, config: Any) -> T:
   for key, field in known.items():
     if key not in values and field.default is dataclasses.MISSING:
       raise UserError(f"config.evals.{name} lacks the field {key!r}")
-  return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+  return cls(**{key: _plain(value) for key, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, Mapping | ml_collections.ConfigDict):
+    return {key: _plain(item) for key, item in value.items()}
+  return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+@contextlib.contextmanager
+def named(field: str) -> Iterator[None]:
+  """Puts the field's name before what is wrong with it."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f"{field}: {error}") from None
 
 
 def check_task(name: str, task: str, dataset: Dataset) -> None:

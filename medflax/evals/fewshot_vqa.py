@@ -1,40 +1,41 @@
-"""Few-shot question answering: greedy answers, exact match, and two blind controls.
+"""Few-shot question answering: answers, candidates' likelihoods, metrics, and blind controls.
 
 Every question is asked as it is ("image") and, with the same support, under each control of
-`medflax.evals.trials`.
+`medflax.evals.trials`. docs/evaluation.md explains what the files of an evaluation hold.
 """
 
 import dataclasses
-import itertools
+import hashlib
 import logging
+import pathlib
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 from tqdm import tqdm
 
-from medflax.data.documents import (
-  END_OF_CHUNK,
-  IMAGE_TOKEN,
-  Media,
-  Sample,
-  episode_document,
-)
-from medflax.data.encode import RowShape, collate, encode_document, media_options
-from medflax.evals import base
-from medflax.evals.trials import CONTROLS, LEFT_OUT, Trial, check_support, without_media
+from medflax.data import DATASETS
+from medflax.data.documents import Episode, Media, Prompt
+from medflax.evals import base, scoring
+from medflax.evals.answering import Answerer
+from medflax.evals.asking import Asker, under_controls
+from medflax.evals.demonstrations import make_demonstrations, matching
+from medflax.evals.progress import Progress, drop
+from medflax.evals.trials import CONTROLS, Trial
 from medflax.inference import decode
-from medflax.metrics.intervals import Measurement, bootstrap
-from medflax.metrics.scorers import METRICS
+from medflax.inference.decoding import make_decoder
+from medflax.metrics.intervals import Measurement
+from medflax.metrics.likelihood import LIKELIHOOD_METRICS
+from medflax.metrics.scorers import make_metrics
 from medflax.metrics.text import normalise
+from medflax.utils import UserError, pick
 
-# Prompts share a program with all of up to so many shots; compiling costs more than padding.
-SHOT_BUCKETS = (2, 8, 32, 128)
-LENGTH_MULTIPLE = 32
-MAX_SLICES = 20
+OWN_CHOICES, TRAIN_ANSWERS = "choices", "train"  # of `Settings.candidates`
 
 log = logging.getLogger(__name__)
 
@@ -44,60 +45,108 @@ class Settings:
   """`config.evals.<name>` of type `fewshot_vqa`.
 
   Attributes:
+    task, split: of the data set.
     num_shots: the numbers of support samples to evaluate.
     num_episodes: questions at each number of shots, or all there are if fewer.
-    metrics: of the answers, names in `metrics.scorers.METRICS`.
+    num_seeds: draws of the support; results are means over them, with their spread.
+    demonstrations: how support is chosen, fields of `demonstrations.Demonstrations`.
+    where: keys of the records and the values that they must have; {}: all are asked.
+    decoding: how answers are made, fields of a decoder of `inference.decoding.DECODERS`.
+    stop_strings: end an answer, beside the prompt's own marks.
+    candidates: answers whose likelihood is told: "choices", each question's own; "train", all
+      answers of the training split to such questions; the path of a file with one a line; "":
+      none.
+    length_normalised: candidates are compared by their log-probability a token.
+    constrained: answers are held to the candidates.
+    metrics: of the answers, names that `metrics.scorers.make_metrics` knows, or of the
+      candidates' likelihoods, names in `metrics.likelihood.LIKELIHOOD_METRICS`.
+    bert_model, umls_lexicon: what some metrics need: a folder and a file.
     controls: which of `CONTROLS` to run.
     num_pictured: questions at each number of shots whose media are saved as pictures.
     slice_by: keys, "task" or those of `Sample.meta`, each of whose values is reported by itself
       as well, as `<name>/<value>/<k>shot/…`.
+    data: what is other than in `config.data`, for a data set of its own.
+    prompt: what is other than in `config.prompt`.
+    protocol: name and version of the published protocol that these settings follow, for the record.
   """
 
   task: str
   split: str = "val"
   num_shots: tuple[int, ...] = (0, 1, 2, 4, 8)
   num_episodes: int = 512
+  num_seeds: int = 1
+  demonstrations: Mapping[str, Any] = MappingProxyType({})
+  where: Mapping[str, Any] = MappingProxyType({})
+  decoding: Mapping[str, Any] = MappingProxyType({})
+  stop_strings: tuple[str, ...] = ()
+  candidates: str = ""
+  length_normalised: bool = True
+  constrained: bool = False
   metrics: tuple[str, ...] = ("exact_match",)
-  controls: tuple[str, ...] = ("shuffled", "no_image")
-  max_new_tokens: int = 8
+  bert_model: str = ""
+  umls_lexicon: str = ""
+  controls: tuple[str, ...] = tuple(CONTROLS)
   batch_size: int = 128
   num_pictured: int = 8
   slice_by: tuple[str, ...] = ()
+  data: Mapping[str, Any] = MappingProxyType({})
+  prompt: Mapping[str, Any] = MappingProxyType({})
+  protocol: tuple[str, ...] = ()
 
 
 class FewshotVQA:
   """Evaluator; see the module's docstring and `Settings`."""
 
   def __init__(self, name: str, config: Any, context: base.EvalContext):
-    self.name, self.context = name, context
-    self.settings = base.read_settings(Settings, name, config)
-    base.check_task(name, self.settings.task, context.dataset)
-    base.check_names(name, "controls", self.settings.controls, CONTROLS)
-    base.check_names(name, "metrics", self.settings.metrics, METRICS)
-    self._scorers = {metric: METRICS[metric].signature for metric in self.settings.metrics}
-    tokenizer, prompt = context.tokenizer, context.prompt
-    special = [tokenizer.special_id(prompt.end)] if prompt.end else []
-    special += [tokenizer.eos_id] if tokenizer.eos_id is not None else []
-    self._stop_ids = np.array(special, np.int32)
-    self._cuts = tuple(filter(None, (END_OF_CHUNK, IMAGE_TOKEN, prompt.opening, "\n")))
+    self.name = name
+    self.settings = settings = base.read_settings(Settings, name, config)
+    self.context = context = _own_context(context, settings, name)
+    base.check_task(name, settings.task, context.dataset)
+    base.check_names(name, "controls", settings.controls, CONTROLS)
+    field = f"config.evals.{name}"
+    with base.named(f"{field}.decoding"):
+      decoder = make_decoder({"type": "greedy", **settings.decoding})
+    with base.named(f"{field}.demonstrations"):
+      self._demonstrations = make_demonstrations(settings.demonstrations)
+    self._weighed = [name for name in settings.metrics if name in LIKELIHOOD_METRICS]
+    with base.named(f"{field}.metrics"):
+      files = dict(bert_model=settings.bert_model, umls_lexicon=settings.umls_lexicon)
+      others = [name for name in settings.metrics if name not in self._weighed]
+      self._metrics = make_metrics(others, **files)
+    self._candidates = self._read_candidates(f"{field}.candidates")
+    for what, needs in {"constrained": settings.constrained, "metrics": self._weighed}.items():
+      if needs and not settings.candidates:
+        raise UserError(f"{field}.{what} needs {field}.candidates; set it to 'choices'")
+    if settings.num_seeds < 1:
+      raise UserError(f"{field}.num_seeds = {settings.num_seeds} must be at least 1")
+    self._answerer = Answerer(
+      model=context.model,
+      tokenizer=context.tokenizer,
+      prompt=context.prompt,
+      inline=context.data_config.media_tokens > 0,
+      put=lambda batch: base.put_all(batch, context),
+      decoder=decoder,
+      stop_strings=settings.stop_strings,
+      batch_size=settings.batch_size,
+      constrained=settings.constrained,
+      seed=context.seed,
+    )
 
   def run(self, params: PyTree, step: int) -> dict[str, Measurement]:
     """Asks every question, scores, writes the results; see `base.Evaluator`."""
     start = time.monotonic()
     settings, notes = self.settings, []
-    features = decode.MediaFeatures(
-      lambda media: decode.embed(self.context.model, params, base.put_all(media, self.context)),
-      settings.batch_size,
+    embed = lambda media: decode.embed(
+      self.context.model, params, base.put_all(media, self.context)
     )
-    trials = [trial for k in settings.num_shots for trial in self._trials(k, features, notes)]
-    features.finish()
-    num_programs = self._answer(trials, features, params)
-    metrics = {}
+    features = decode.MediaFeatures(embed, settings.batch_size)
+    trials = []
     for k in settings.num_shots:
-      metrics |= self._metrics(self.name, k, [trial for trial in trials if trial.num_shots == k])
-    for name, members in self._slices(trials, notes).items():
-      for k in settings.num_shots:
-        metrics |= self._metrics(name, k, [trial for trial in members if trial.num_shots == k])
+      for seed in range(settings.num_seeds if k else 1):
+        trials += self._trials(k, seed, features, notes)
+    features.finish()
+    num_programs = self._answer(trials, features, params, step)
+    metrics = self._measure(trials, notes)
     base.write_results(
       self.context,
       self.name,
@@ -105,177 +154,165 @@ class FewshotVQA:
       task=settings.task,
       split=settings.split,
       metrics=metrics,
-      samples=self._records(trials, step),
+      samples=self._records(trials, features, step),
       notes=notes,
-      scorers=self._scorers,
+      protocol=dict(zip(("name", "version"), settings.protocol, strict=False)) or None,
+      dataset={"name": self.context.dataset.name, "version": self.context.dataset.version},
+      prompt=dataclasses.asdict(self.context.prompt),
+      decoding={**dataclasses.asdict(self._answerer.decoder), "stop_strings": self._answerer.cuts},
+      demonstrations=dataclasses.asdict(self._demonstrations)
+      | {"seeds": list(range(settings.num_seeds))},
+      candidates=settings.candidates,
+      scorers={name: metric.signature for name, metric in self._metrics.items()},
       programs={"embed": features.programs, "generate": num_programs},
     )
+    drop(base.results_folder(self.context, self.name, step))
     for note in notes:
       log.warning("%s: %s", self.name, note)
     seconds = time.monotonic() - start
     log.info("%s: %d answers in %.1f s", self.name, len(trials), seconds)
     return metrics
 
+  def _read_candidates(self, field: str) -> tuple[str, ...] | None:
+    """What every question is weighed with; None for its own choices, () for nothing."""
+    given, settings = self.settings.candidates, self.settings
+    if not given or given == OWN_CHOICES:
+      return None if given else ()
+    if given == TRAIN_ANSWERS:
+      pool = matching(self.context.dataset, settings.task, "train", settings.where)
+      texts = [pool.text(i).answer for i in range(len(pool))]
+    else:
+      texts = _lines(given, field)
+    by_form = {normalise(text): text for text in reversed(texts) if text}
+    if not by_form:
+      raise UserError(f"{field}: {given} has no answers")
+    return tuple(sorted(by_form.values()))
+
   def _trials(
-    self, num_shots: int, features: decode.MediaFeatures, notes: list[str]
-  ) -> list[Trial]:
-    """All trials at one number of shots; their media are handed to `features`."""
-    settings, context = self.settings, self.context
-    episodes = context.dataset.episodes(
-      settings.task, settings.split, num_shots, settings.num_episodes
-    )
-    asked = []
-    for index in range(len(episodes)):
-      episode = episodes[index]
-      check_support(episode)
-      document = episode_document(episode, context.prompt, with_answer=False)
-      encoded = encode_document(document, context.tokenizer, **media_options(context.data_config))
-      rows = [features.add(media.array, media.kind) for media in encoded["media"]]
-      places = iter(zip((media.kind for media in encoded["media"]), rows, strict=True))
-      samples = (*episode.support, episode.query)
-      blanks = [Media(np.zeros_like(media.array), media.kind) for media in encoded["media"]]
-      trial = Trial(
-        num_shots=num_shots,
-        condition="image",
-        index=index,
-        episode=without_media(episode),
-        encoded=encoded | {"media": []},
-        shown=tuple(tuple(itertools.islice(places, len(s.media))) for s in samples),
-        rows=tuple(rows),
-        blank_rows=tuple(features.add(blank.array, blank.kind) for blank in blanks),
-      )
-      asked.append(trial)
-    trials = list(asked)
-    for condition in settings.controls:
-      replaced = CONTROLS[condition](asked, (context.seed, num_shots))
-      trials += [
-        dataclasses.replace(trial, condition=condition, rows=rows)
-        for trial, rows in zip(asked, replaced, strict=True)
-        if rows
-      ]
-      if left_out := replaced.count(()):
-        notes.append(
-          f"{num_shots}shot@{condition} leaves out {left_out} of {len(asked)} questions: "
-          f"{LEFT_OUT[condition]}"
-        )
-    return trials
-
-  def _answer(self, trials: Sequence[Trial], features: decode.MediaFeatures, params: PyTree) -> int:
-    """Fills in every trial's prediction; returns how many shapes of prompts there were."""
-    buckets: dict[int, list[Trial]] = defaultdict(list)
-    for trial in trials:
-      buckets[bucket_of(trial.num_shots)].append(trial)
-    with tqdm(total=len(trials), desc=self.name, unit=" answers", leave=False, disable=None) as bar:
-      for bucket, members in sorted(buckets.items()):
-        longest = max(len(trial.encoded["tokens"]) for trial in members)
-        length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-        slots = max(-(-len(trial.rows) // (trial.num_shots + 1)) for trial in members)
-        shape = (length, slots * (bucket + 1))
-        chunks = base.batched(members, self.settings.batch_size)
-        launched = ((chunk, self._launch(chunk, shape, features, params)) for chunk in chunks)
-        for chunk, generation in base.lagged(launched):
-          self._read(chunk, generation)
-          bar.update(len(chunk))
-    return len(buckets)
-
-  def _launch(
     self,
-    trials: Sequence[Trial],
-    shape: tuple[int, int],
+    num_shots: int,
+    seed: int,
     features: decode.MediaFeatures,
-    params: PyTree,
-  ) -> decode.Generation:
-    """Starts generating for a batch, filled up with empty rows."""
-    length, slots = shape
-    missing = self.settings.batch_size - len(trials)
-    documents = [[trial.encoded] for trial in trials] + [[]] * missing
-    pad_id = self.context.tokenizer.pad_id
-    inline = self.context.data_config.media_tokens > 0
-    batch = collate(documents, RowShape(length, {}, inline), pad_id, left_pad=True)
-    if slots:
-      rows = np.full((self.settings.batch_size, slots), -1, np.int32)
-      for row, trial in zip(rows, trials, strict=False):
-        row[: len(trial.rows)] = trial.rows
-      batch["features"] = features.take(rows)
-      batch["media_ordinal"] = np.where(rows < 0, 0, np.arange(1, slots + 1)).astype(np.int32)
-    return decode.generate(
-      self.context.model,
-      params,
-      base.put_all(batch, self.context),
-      max_new_tokens=self.settings.max_new_tokens,
-      stop_ids=self._stop_ids,
-      pad_id=pad_id,
+    notes: list[str],
+  ) -> list[Trial]:
+    """All trials at one number of shots with one draw; their media are handed to `features`."""
+    asker = Asker(
+      self.context.tokenizer,
+      self.context.prompt,
+      self.context.data_config,
+      features,
+      self._candidates,
+    )
+    episodes = self._episodes(num_shots, seed, features, notes)
+    asked = [asker.trial(episodes[i], index=i, seed=seed) for i in range(len(episodes))]
+    draw = (self.context.seed, num_shots, seed)[: 2 + (seed > 0)]
+    return asked + under_controls(asked, self.settings.controls, draw, notes)
+
+  def _episodes(
+    self, num_shots: int, seed: int, features: decode.MediaFeatures, notes: list[str] | None = None
+  ) -> Sequence[Episode]:
+    settings = self.settings
+
+    def embed(media: Sequence[Media]) -> Float[np.ndarray, "n d"]:
+      rows = np.array([[features.add(item.array, item.kind)] for item in media])
+      features.finish()
+      return features.take(rows)[:, 0].mean(axis=1)
+
+    return self._demonstrations.episodes(
+      self.context.dataset,
+      task=settings.task,
+      split=settings.split,
+      where=settings.where,
+      num_shots=num_shots,
+      num_episodes=settings.num_episodes,
+      seed=seed,
+      embed=embed,
     )
 
-  def _read(self, trials: Sequence[Trial], generation: decode.Generation) -> None:
-    tokens, stopped = map(decode.fetch, generation)
-    for trial, row, stop in zip(trials, tokens, stopped, strict=False):  # empty rows at the end
-      text = self.context.tokenizer.decode(row)
-      trial.prediction = decode.postprocess(text, self._cuts)
-      trial.stop = decode.STOP_REASONS[bool(stop)]
+  def _answer(
+    self, trials: Sequence[Trial], features: decode.MediaFeatures, params: PyTree, step: int
+  ) -> int:
+    """Fills in every trial's reply; returns how many shapes of prompts there were."""
+    questions = [trial.question for trial in trials]
+    batches = self._answerer.batches(questions)
+    folder = base.results_folder(self.context, self.name, step)
+    with Progress(folder, self._fingerprint(params, step)) as progress:
+      bar = tqdm(total=len(trials), desc=self.name, unit=" answers", leave=False, disable=None)
+      launched = (
+        (number, batch, self._answerer.launch(batch, questions, features, params))
+        for number, batch in enumerate(batches)
+        if number not in progress.replies
+      )
+      with bar:
+        for number, batch, running in base.lagged(launched):
+          chosen = [questions[i] for i in batch.members]
+          progress.add(number, self._answerer.read(running, chosen))
+          bar.update(len(chosen))
+      for number, batch in enumerate(batches):
+        for i, reply in zip(batch.members, progress.replies[number], strict=True):
+          trials[i].reply = reply
+    return len({(batch.shape, batch.shared > 0) for batch in batches})
 
-  def _slices(self, trials: Sequence[Trial], notes: list[str]) -> dict[str, list[Trial]]:
-    """The trials of each value of each key of `slice_by`, by the name to report them under."""
-    slices: dict[str, list[Trial]] = {}
-    for key in self.settings.slice_by:
-      by_value: dict[str, list[Trial]] = defaultdict(list)
-      for trial in trials:
-        query = trial.episode.query
-        value = {**query.meta, "task": query.task}.get(key, f"no {key}")
-        by_value[str(value).replace("/", "-")].append(trial)
-      if len(by_value) > MAX_SLICES:
-        notes.append(f"slice_by: the {len(by_value)} values of {key} are too many to show")
-      elif len(by_value) > 1:
-        slices |= {f"{self.name}/{value}": by_value[value] for value in sorted(by_value)}
-    return slices
+  def _fingerprint(self, params: PyTree, step: int) -> str:
+    """Tells whether replies that an interrupted evaluation left are this one's."""
+    sums = [float(jnp.sum(leaf, dtype=jnp.float32)) for leaf in jax.tree.leaves(params)]
+    context = self.context
+    made_of = (
+      dataclasses.asdict(self.settings) | {"data": None, "bert_model": None},
+      *(context.prompt, context.dataset.name, context.dataset.version, context.seed, step, sums),
+    )
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()
 
-  def _metrics(self, name: str, num_shots: int, trials: Sequence[Trial]) -> dict[str, Measurement]:
-    prefix = f"{name}/{num_shots}shot"
-    metrics = {}
-    for condition in ("image", *self.settings.controls):
-      chosen = [trial for trial in trials if trial.condition == condition]
-      if chosen or condition == "image":
-        suffix = "" if condition == "image" else f"@{condition}"
-        queries = [trial.episode.query for trial in chosen]
-        answers = [[query.answer] for query in queries]
-        for metric in self.settings.metrics:
-          scores = METRICS[metric].samples([trial.prediction for trial in chosen], answers)
-          metrics[f"{prefix}/{metric}{suffix}"] = self._mean(scores, queries)
-    queries = [trial.episode.query for trial in trials if trial.condition == "image"]
-    if closed := [query for query in queries if query.choices]:
-      metrics[f"{prefix}/chance"] = self._mean([1 / len(q.choices) for q in closed], closed)
-    answers = [normalise(query.answer) for query in queries]
-    [(majority, _)] = Counter(answers).most_common(1)
-    is_majority = [answer == majority for answer in answers]
-    metrics[f"{prefix}/majority"] = self._mean(is_majority, queries)
-    for metric in self.settings.metrics:
-      log.info("%s %s %s", prefix, metric, metrics[f"{prefix}/{metric}"])
+  def _measure(self, trials: Sequence[Trial], notes: list[str]) -> dict[str, Measurement]:
+    settings, metrics = self.settings, {}
+    scoring.score(trials, self._metrics)
+    slices = scoring.by_slice(trials, self.name, settings.slice_by, notes)
+    for name, members in ({self.name: trials} | slices).items():
+      for k in settings.num_shots:
+        metrics |= scoring.measure(
+          [trial for trial in members if trial.num_shots == k],
+          f"{name}/{k}shot",
+          self._metrics,
+          {name: LIKELIHOOD_METRICS[name] for name in self._weighed},
+          seed=self.context.seed,
+          length_normalised=settings.length_normalised,
+        )
     return metrics
 
-  def _mean(
-    self, values: Sequence[float | int] | np.ndarray, queries: Sequence[Sample]
-  ) -> Measurement:
-    return bootstrap(values, [query.group for query in queries], seed=self.context.seed)
-
-  def _records(self, trials: Sequence[Trial], step: int) -> Iterator[dict[str, Any]]:
+  def _records(
+    self, trials: Sequence[Trial], features: decode.MediaFeatures, step: int
+  ) -> Iterator[dict[str, Any]]:
     """The lines of samples.jsonl, saving the pictures they name."""
     folder = base.results_folder(self.context, self.name, step)
     for trial in trials:
       query, support = trial.episode.query, trial.episode.support
       pictures: list[list[str]] = [[] for _ in (query, *support)]
-      if trial.condition == "image" and trial.index < self.settings.num_pictured:
-        pictures = self._pictures(folder, trial)
+      shown = trial.condition == "image" and trial.seed == 0
+      if shown and trial.index < self.settings.num_pictured:
+        # Media are not kept, so that these are read once more.
+        episode = self._episodes(trial.num_shots, 0, features)[trial.index]
+        pictures = _pictures(folder, f"{trial.num_shots}shot-{trial.index}", episode)
+      probabilities = (
+        scoring.probabilities(trial, self.settings.length_normalised) if trial.candidates else ()
+      )
+      weighed = zip(trial.candidates, trial.reply.logprobs, probabilities, strict=True)
       yield {
         "id": query.id,
         "group": query.group,
         "task": query.task,
         "num_shots": trial.num_shots,
+        "seed": trial.seed,
         "condition": trial.condition,
         "question": query.question,
         "answer": query.answer,
-        "prediction": trial.prediction,
+        "prediction": trial.reply.text,
         "correct": trial.correct,
-        "stop": trial.stop,
+        "scores": trial.scores,
+        "candidates": [
+          {"text": text, "logprob": logprob, "probability": float(probability)}
+          for text, logprob, probability in weighed
+        ],
+        "stop": trial.reply.stop,
         "choices": query.choices,
         "meta": dict(query.meta),
         "media": pictures[0],
@@ -285,24 +322,40 @@ class FewshotVQA:
         ],
       }
 
-  def _pictures(self, folder: Any, trial: Trial) -> list[list[str]]:
-    """Saves the media of the query and of each support sample, which are read once more."""
-    settings = self.settings
-    episodes = self.context.dataset.episodes(
-      settings.task, settings.split, trial.num_shots, settings.num_episodes
-    )
-    episode = episodes[trial.index]
-    stem = f"{trial.num_shots}shot-{trial.index}"
-    return [
-      base.write_pictures(folder, f"{stem}-{role}", sample.media)
-      for role, sample in zip(
-        ("query", *(f"support{i}" for i in range(len(episode.support)))),
-        (episode.query, *episode.support),
-        strict=True,
-      )
-    ]
+
+def _pictures(folder: pathlib.Path, stem: str, episode: Episode) -> list[list[str]]:
+  """Saves the media of the query, then of each support sample."""
+  roles = ("query", *(f"support{i}" for i in range(len(episode.support))))
+  return [
+    base.write_pictures(folder, f"{stem}-{role}", sample.media)
+    for role, sample in zip(roles, (episode.query, *episode.support), strict=True)
+  ]
 
 
-def bucket_of(num_shots: int) -> int:
-  """The number of shots whose program these prompts share."""
-  return next((bucket for bucket in SHOT_BUCKETS if num_shots <= bucket), num_shots)
+def _own_context(context: base.EvalContext, settings: Settings, name: str) -> base.EvalContext:
+  """The run's context with the evaluation's own data and prompt."""
+  if settings.prompt:
+    known = {field.name: field for field in dataclasses.fields(Prompt)}
+    for field in settings.prompt:
+      pick(known, field, f"field of config.evals.{name}.prompt")
+    prompt = dataclasses.replace(context.prompt, **settings.prompt)
+    context = dataclasses.replace(context, prompt=prompt)
+  if settings.data:
+    data = context.data_config.copy_and_resolve_references()
+    for field in settings.data:
+      pick(dict(data), field, f"field of config.evals.{name}.data")
+    with data.unlocked():
+      data.update(settings.data)
+    dataset = pick(DATASETS, data.source, f"config.evals.{name}.data.source")(data, context.seed)
+    context = dataclasses.replace(context, data_config=data, dataset=dataset)
+  return context
+
+
+def _lines(path: str, field: str) -> list[str]:
+  try:
+    return [line.strip() for line in pathlib.Path(path).read_text("utf-8").splitlines()]
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(
+      f"{field}: {path!r} is neither {OWN_CHOICES!r} nor {TRAIN_ANSWERS!r} nor a file of answers "
+      f"({error})"
+    ) from None

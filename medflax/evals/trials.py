@@ -1,6 +1,6 @@
 """One question asked under one condition, and the blind controls.
 
-A control changes the media alone; every token stays as it is.
+All but the last change the media alone; every token stays as it is.
 
 * `shuffled`: the query's media are those of one of its support samples, at random; without support,
   those of another group's query. All queries of one group get the same ones (the same place in the
@@ -9,6 +9,7 @@ A control changes the media alone; every token stays as it is.
   give, and score below chance.
 * `no_image`: all media of the prompt are zeros. The tokens that mark them stay, so the prompt is
   the same to the last token and only the pixels are gone.
+* `text_only`: the prompt without media and the tokens that mark them: what the words alone tell.
 
 A model that answers from the question or the support's text alone scores as high on the controls.
 """
@@ -20,7 +21,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from medflax.data.documents import Episode
-from medflax.data.encode import Encoded
+from medflax.evals.answering import Question, Reply
 from medflax.metrics.text import exact_match
 from medflax.utils import UserError
 
@@ -28,26 +29,36 @@ from medflax.utils import UserError
 Shown = tuple[tuple[str, int], ...]
 
 
+UNASKED = Reply("", "")
+
+
 @dataclasses.dataclass
 class Trial:
-  """One question asked under one condition; `episode` and `encoded` no longer hold media.
+  """One question asked under one condition; `episode` no longer holds media.
 
   Attributes:
+    seed: number of the draw of support samples.
+    question: what the model is asked.
+    bare: the same without media.
     shown: the media of each support sample, then those of the query.
     blank_rows: what stands for all of them, in this order, when they are blanked.
-    rows: the rows of `MediaFeatures` that this condition shows, in this order.
+    candidates: the answers that are weighed, as text.
+    reply: once there is one.
+    scores: of the reply, by metric.
   """
 
   num_shots: int
   condition: str
   index: int
   episode: Episode
-  encoded: Encoded
+  question: Question
+  bare: Question
   shown: tuple[Shown, ...]
   blank_rows: tuple[int, ...]
-  rows: tuple[int, ...]
-  prediction: str = ""
-  stop: str = ""
+  seed: int = 0
+  candidates: tuple[str, ...] = ()
+  reply: Reply = UNASKED
+  scores: dict[str, float] = dataclasses.field(default_factory=dict)
 
   @property
   def kinds(self) -> tuple[str, ...]:
@@ -61,7 +72,13 @@ class Trial:
 
   @property
   def correct(self) -> bool:
-    return exact_match(self.prediction, self.episode.query.answer)
+    return exact_match(self.reply.text, self.episode.query.answer)
+
+  def showing(self, condition: str, rows: tuple[int, ...]) -> "Trial":
+    """The same trial under another condition, with other media."""
+    return dataclasses.replace(
+      self, condition=condition, question=self.question.showing(rows), scores={}
+    )
 
 
 def kinds_of(shown: Shown) -> tuple[str, ...]:
@@ -74,11 +91,11 @@ def rows_of(*samples: Shown) -> tuple[int, ...]:
   return tuple(row for shown in samples for _, row in shown)
 
 
-# The rows of each trial's media under a control; empty: it cannot be asked so.
-Control = Callable[[Sequence[Trial], Sequence[int]], list[tuple[int, ...]]]
+# What becomes of each trial under a control; None: it cannot be asked so.
+Control = Callable[[Sequence[Trial], Sequence[int]], list[Trial | None]]
 
 
-def shuffled(trials: Sequence[Trial], seed: Sequence[int]) -> list[tuple[int, ...]]:
+def shuffled(trials: Sequence[Trial], seed: Sequence[int]) -> list[Trial | None]:
   """The query with the media of an example, or of another group's query if there is none."""
   groups: dict[tuple[str, ...], dict[str, Shown]] = defaultdict(dict)
   for trial in trials:
@@ -89,28 +106,40 @@ def shuffled(trials: Sequence[Trial], seed: Sequence[int]) -> list[tuple[int, ..
     foreign |= {(kinds, group): queries[other[group]] for group in other}
   numbers = {group: number for number, group in enumerate(sorted({t.group for t in trials}))}
 
-  def rows(trial: Trial) -> tuple[int, ...]:
+  def changed(trial: Trial) -> Trial | None:
     support = trial.shown[:-1]
     alike = [shown for shown in support if trial.kinds and kinds_of(shown) == trial.kinds]
     if alike:
       place = np.random.default_rng((*seed, numbers[trial.group])).integers(len(alike))
-      return rows_of(*support, alike[int(place)])
+      return trial.showing("shuffled", rows_of(*support, alike[int(place)]))
     found = foreign.get((trial.kinds, trial.group), ())
-    return rows_of(*support, found) if found else ()
+    return trial.showing("shuffled", rows_of(*support, found)) if found else None
 
-  return [rows(trial) for trial in trials]
+  return [changed(trial) for trial in trials]
 
 
-def no_image(trials: Sequence[Trial], seed: Sequence[int]) -> list[tuple[int, ...]]:
+def no_image(trials: Sequence[Trial], seed: Sequence[int]) -> list[Trial | None]:
   """All zeros; a query without media is left out."""
   del seed
-  return [trial.blank_rows if trial.kinds else () for trial in trials]
+  return [trial.showing("no_image", trial.blank_rows) if trial.kinds else None for trial in trials]
 
 
-CONTROLS: dict[str, Control] = {"shuffled": shuffled, "no_image": no_image}
+def text_only(trials: Sequence[Trial], seed: Sequence[int]) -> list[Trial | None]:
+  """No media and no marks; a query without media is left out."""
+  del seed
+  bare = lambda t: dataclasses.replace(t, condition="text_only", question=t.bare, scores={})
+  return [bare(trial) if trial.kinds else None for trial in trials]
+
+
+CONTROLS: dict[str, Control] = {
+  "shuffled": shuffled,
+  "no_image": no_image,
+  "text_only": text_only,
+}
 LEFT_OUT = {
   "shuffled": "no example and no other group has media of the same kinds",
   "no_image": "they have no media",
+  "text_only": "they have no media",
 }
 
 

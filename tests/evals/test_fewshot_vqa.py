@@ -154,7 +154,7 @@ def test_one_program_serves_every_number_of_shots_of_a_bucket():
 
 
 def test_length_is_a_reason_to_stop(make_context, lungs, params):
-  _, _, samples, _ = evaluate(make_context(lungs), params, max_new_tokens=1)
+  _, _, samples, _ = evaluate(make_context(lungs), params, decoding={"max_new_tokens": 1})
   assert {s["stop"] for s in samples if s["answer"] == "left lung"} == {"length"}
 
 

@@ -10,7 +10,7 @@ from tests import nano
 
 EVALS = (
   "{'ask': {'type': 'fewshot_vqa', 'every': 0, 'task': 'vqa', 'num_shots': (0, 1), 'split': 'test',"
-  " 'batch_size': 4, 'max_new_tokens': 2, 'num_pictured': 1},"
+  " 'batch_size': 4, 'decoding': {'max_new_tokens': 2}, 'num_pictured': 1},"
   " 'ppl': {'type': 'perplexity', 'every': 0, 'task': 'vqa', 'num_shots': 0, 'batch_size': 4}}"
 )
 
