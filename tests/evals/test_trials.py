@@ -6,11 +6,19 @@ from hypothesis import strategies as st
 from medflax.data.documents import Document, Episode, Sample, Source, Text
 from medflax.data.encode import encode_document
 from medflax.data.tokenizer import load_tokenizer
+from medflax.evals.answering import Question
 from medflax.evals.trials import CONTROLS, Trial, derangement, rows_of
 
 NAMES = st.lists(st.text(max_size=3), min_size=2, max_size=20, unique=True)
 # Of each query: its group and how many images it has.
 QUERIES = st.lists(st.tuples(st.sampled_from(["", "a", "b", "c"]), st.integers(0, 2)), max_size=12)
+
+def under(condition, asked, seed):
+  """The rows that each trial shows under a control; () where it is left out."""
+  changed = CONTROLS[condition](asked, seed)
+  assert all(t is None or t.condition == condition for t in changed)
+  return [() if trial is None else trial.question.rows for trial in changed]
+
 
 ENCODED = encode_document(
   Document((Text("q"),), Source("d", "1", "val")), load_tokenizer(), media_rule="prev_image"
@@ -44,9 +52,9 @@ def trials(queries, num_shots=0):
         condition="image",
         index=index,
         episode=Episode(Sample(str(index), (), "q", "a", Source("d", "1", "val"), group=group)),
-        encoded=ENCODED,
+        question=Question(ENCODED, rows_of(*shown)),
+        bare=Question(ENCODED, ()),
         shown=shown,
-        rows=rows_of(*shown),
         blank_rows=(999,) * len(rows_of(*shown)),
       )
     )
@@ -56,9 +64,9 @@ def trials(queries, num_shots=0):
 @given(QUERIES, st.integers(0, 9))
 def test_shuffled_media_are_foreign_alike_for_a_group_and_of_the_same_kinds(queries, seed):
   asked = trials(queries)
-  owner = {row: trial.group for trial in asked for row in trial.rows}
+  owner = {row: trial.group for trial in asked for row in trial.question.rows}
   given_to = {}
-  for trial, rows in zip(asked, CONTROLS["shuffled"](asked, (seed, 0)), strict=True):
+  for trial, rows in zip(asked, under("shuffled", asked, (seed, 0)), strict=True):
     others = {t.group for t in asked if t.kinds == trial.kinds} - {trial.group}
     assert bool(rows) == bool(others and trial.kinds)
     if rows:
@@ -72,7 +80,7 @@ def test_shuffled_media_are_foreign_alike_for_a_group_and_of_the_same_kinds(quer
 def test_with_support_shuffled_media_are_an_examples(queries, num_shots, seed):
   asked = trials(queries, num_shots)
   given_to = {}
-  for trial, rows in zip(asked, CONTROLS["shuffled"](asked, (seed, 0)), strict=True):
+  for trial, rows in zip(asked, under("shuffled", asked, (seed, 0)), strict=True):
     *support, query = trial.shown
     alike = [rows_of(shown) for shown in support if len(shown) == len(query)]
     if query and alike:
@@ -86,8 +94,8 @@ def test_with_support_shuffled_media_are_an_examples(queries, num_shots, seed):
 def test_every_example_is_somebodys_shuffled_media():
   asked = trials([(str(i), 1) for i in range(60)], num_shots=3)
   places = [
-    trial.rows.index(rows[-1])
-    for trial, rows in zip(asked, CONTROLS["shuffled"](asked, (0, 3)), strict=True)
+    trial.question.rows.index(rows[-1])
+    for trial, rows in zip(asked, under("shuffled", asked, (0, 3)), strict=True)
   ]
   assert set(places) == {0, 3}  # the examples of one image; the second has two
 
@@ -95,5 +103,14 @@ def test_every_example_is_somebodys_shuffled_media():
 @given(QUERIES, st.integers(0, 3))
 def test_no_image_blanks_every_image(queries, num_shots):
   asked = trials(queries, num_shots)
-  expected = [(999,) * len(t.rows) if t.kinds else () for t in asked]
-  assert CONTROLS["no_image"](asked, (0, 0)) == expected
+  expected = [(999,) * len(t.question.rows) if t.kinds else () for t in asked]
+  assert under("no_image", asked, (0, 0)) == expected
+
+
+@given(QUERIES, st.integers(0, 3))
+def test_text_only_shows_nothing_and_marks_nothing(queries, num_shots):
+  asked = trials(queries, num_shots)
+  for trial, changed in zip(asked, CONTROLS["text_only"](asked, (0, 0)), strict=True):
+    assert (changed is None) == (not trial.kinds)
+    if changed is not None:
+      assert changed.question is trial.bare
