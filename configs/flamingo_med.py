@@ -25,7 +25,14 @@ import math
 from ml_collections import ConfigDict
 
 from medflax.config import parse_arg
-from medflax.defaults import base_config, clip_tower, folder, phantom_fewshot, phantom_tower
+from medflax.defaults import (
+  base_config,
+  clip_tower,
+  folder,
+  phantom_fewshot,
+  phantom_tower,
+  prepared,
+)
 from medflax.utils import pick
 
 
@@ -155,4 +162,4 @@ def gemma3_270m(config: ConfigDict) -> None:
 
 VARIANTS = {"tiny": tiny, "small": small, "3b": three_b, "4b": four_b, "9b": nine_b}
 PRETRAINED = {"gemma3_270m": gemma3_270m}
-DATA = {"phantom": phantom_fewshot, "folder": folder}
+DATA = {"phantom": phantom_fewshot, "folder": folder, "prepared": prepared}

@@ -208,5 +208,16 @@ def folder(config: ConfigDict, shots: Sequence[int] = (0, 1, 2, 4)) -> None:
   )
 
 
+def prepared(config: ConfigDict, shots: Sequence[int] = (0, 1, 2, 4)) -> None:
+  """A folder that `medflax.tools.prepare_data` has made; not all have a validation split."""
+  folder(config, shots)
+  config.data.source = "prepared"
+  del config.evals.perplexity
+
+
 # The data of systems that read no support examples.
-QUESTIONS = {"phantom": phantom_questions, "folder": functools.partial(folder, shots=(0,))}
+QUESTIONS = {
+  "phantom": phantom_questions,
+  "folder": functools.partial(folder, shots=(0,)),
+  "prepared": functools.partial(prepared, shots=(0,)),
+}

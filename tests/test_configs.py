@@ -11,7 +11,7 @@ from medflax import main
 from medflax.build import build
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
-DATA = ("phantom", "folder")
+DATA = ("phantom", "folder", "prepared")
 MEDVINT = ("medvint.py:head=td", "medvint.py:head=te")
 PREFIX_LMS = [f"prefix_vqa.py:lm={lm}" for lm in ("gpt2xl", "biomedlm", "biogpt")]
 PREFIX_PEFT = [f"prefix_vqa.py:peft={p}" for p in ("unfrozen", "lora", "prefix", "prompt")]
