@@ -6,6 +6,7 @@ text. Special tokens come from `Media` and `Special` segments alone (see encode.
 
 import functools
 import pathlib
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -74,6 +75,18 @@ class Tokenizer:
     """The text of `ids`; special tokens are dropped."""
     return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
+  def pieces(self) -> list[bytes]:
+    """What each token adds to a text that it stands in; special tokens add nothing."""
+    to_bytes = _byte_level if '"ByteLevel"' in self._backend.to_str() else _sentence_piece
+    added = self._backend.get_added_tokens_decoder()
+    pieces = []
+    for index in range(self.vocab_size):
+      if index in added:
+        pieces.append(b"" if added[index].special else added[index].content.encode())
+      else:
+        pieces.append(to_bytes(self._backend.id_to_token(index) or ""))
+    return pieces
+
   def special_id(self, token: str) -> int:
     """The id of a special token by name.
 
@@ -84,6 +97,32 @@ class Tokenizer:
       hint = nearest(token, self._special_ids)
       raise UserError(f"tokenizer {self._origin[0] or 'medflax'}: no special token {token!r}{hint}")
     return self._special_ids[token]
+
+
+def _byte_characters() -> dict[str, int]:
+  """GPT-2's characters for bytes: those that print are themselves, others follow from 256 on."""
+  printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  others = [byte for byte in range(256) if byte not in printing]
+  return {chr(byte): byte for byte in printing} | {
+    chr(256 + place): byte for place, byte in enumerate(others)
+  }
+
+
+_BYTES = _byte_characters()
+_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def _byte_level(token: str) -> bytes:
+  return b"".join(
+    bytes([_BYTES[character]]) if character in _BYTES else character.encode() for character in token
+  )
+
+
+def _sentence_piece(token: str) -> bytes:
+  """SentencePiece's: `▁` is a space, `<0x0A>` a byte."""
+  if match := _FALLBACK.fullmatch(token):
+    return bytes([int(match[1], 16)])
+  return token.replace("▁", " ").encode()
 
 
 def load_tokenizer(

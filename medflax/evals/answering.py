@@ -19,8 +19,9 @@ from medflax.data.documents import END_OF_CHUNK, IMAGE_TOKEN, Prompt
 from medflax.data.encode import Batch, Encoded, RowShape, collate
 from medflax.data.tokenizer import Tokenizer
 from medflax.inference import decode, likelihood
-from medflax.inference.decoding import Decoder
-from medflax.inference.stops import Stops, make_stops
+from medflax.inference.decoding import Decoder, Generation
+from medflax.inference.features import MediaFeatures
+from medflax.inference.stops import STOP_REASONS, Stops, make_stops
 
 # Prompts up to each of these share a program; compiling costs more than padding.
 LENGTH_BUCKETS = (64, 256, 1024, 4096)
@@ -67,7 +68,7 @@ class Reply:
 
   Attributes:
     text: the answer, cut where it ends.
-    stop: why it ended, one of `decode.STOP_REASONS`.
+    stop: why it ended, one of `STOP_REASONS`.
     logprobs: of each candidate, the end included, in nats.
   """
 
@@ -85,7 +86,7 @@ class Answerer:
     inline: whether media stand between the tokens (`data.media_tokens` > 0).
     put: places a host batch, held in full by every process, on the devices.
     decoder: how a prompt is continued.
-    stop_strings: end an answer as the prompt's end token does, beside those in `cuts`.
+    stop_strings: end an answer as the prompt's end token does.
     batch_size: of rows, a multiple of the devices that they are divided among.
     constrained: answers are held to the candidates.
     seed: of sampling.
@@ -104,8 +105,8 @@ class Answerer:
 
   @property
   def cuts(self) -> tuple[str, ...]:
-    """What no answer holds: the marks, the next question's first words, a new line."""
-    ends = (END_OF_CHUNK, IMAGE_TOKEN, self.prompt.opening, "\n", *self.stop_strings)
+    """What no answer holds: the marks, the next question's first words, `stop_strings`."""
+    ends = (END_OF_CHUNK, IMAGE_TOKEN, self.prompt.opening, *self.stop_strings)
     return tuple(filter(None, ends))
 
   def batches(self, questions: Sequence[Question]) -> list["QuestionBatch"]:
@@ -148,7 +149,7 @@ class Answerer:
     self,
     batch: "QuestionBatch",
     questions: Sequence[Question],
-    features: decode.MediaFeatures,
+    features: MediaFeatures,
     params: PyTree,
   ) -> "Launched":
     """Starts answering on the device; `read` waits for it."""
@@ -162,9 +163,15 @@ class Answerer:
       prefix = decode.read_prefix(self.model, params, row)
     arrays = self._arrays(chosen, self.batch_size, (shape.length, shape.slots), shared, features)
     candidates = _candidate_array(chosen, (self.batch_size, *shape.candidates))
-    at_once = min(shape.candidates[0], MAX_CANDIDATES) * shape.candidates[1]
-    room = max(self.decoder.max_new_tokens, at_once)
-    read = decode.read_prompts(self.model, params, self.put(arrays), room, prefix)
+    answers = min(shape.candidates[0], MAX_CANDIDATES)
+    read = decode.read_prompts(
+      self.model,
+      params,
+      self.put(arrays),
+      max(self.decoder.max_new_tokens, shape.candidates[1]),
+      prefix,
+      branches=max(self.decoder.branches, answers),
+    )
     numbers = np.array([q.number for q in chosen] + [0] * (self.batch_size - len(chosen)))
     generation = self.decoder.generate(
       self.model,
@@ -191,7 +198,7 @@ class Answerer:
     for question, row, reason, values in zip(questions, tokens, reasons, logprobs, strict=False):
       text = decode.postprocess(self.tokenizer.decode(row), self.cuts)
       scores = tuple(float(value) for value in values[: len(question.candidates)])
-      replies.append(Reply(text, decode.STOP_REASONS[int(reason)], scores))
+      replies.append(Reply(text, STOP_REASONS[int(reason)], scores))
     return replies
 
   @functools.cached_property
@@ -207,7 +214,7 @@ class Answerer:
     num_rows: int,
     shape: tuple[int, int],
     start: int,
-    features: decode.MediaFeatures,
+    features: MediaFeatures,
   ) -> Batch:
     """A left-padded batch of prompts, of which `start` tokens were read before."""
     length, slots = shape
@@ -244,7 +251,7 @@ class QuestionBatch(NamedTuple):
 class Launched(NamedTuple):
   """What a batch will have said; `weighed` holds log-probabilities of candidates, by passes."""
 
-  generation: decode.Generation
+  generation: Generation
   weighed: list[Float[Array, "b c"]]
 
 

@@ -12,7 +12,7 @@ from medflax.data.encode import Encoded, encode_document, media_options
 from medflax.data.tokenizer import Tokenizer
 from medflax.evals.answering import Question
 from medflax.evals.trials import CONTROLS, LEFT_OUT, Trial, check_support, without_media
-from medflax.inference.decode import MediaFeatures
+from medflax.inference.features import MediaFeatures
 
 
 @dataclasses.dataclass(frozen=True)

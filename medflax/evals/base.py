@@ -68,7 +68,7 @@ def read_settings(cls: type[T], name: str, config: Any) -> T:
     if key not in known:
       raise UserError(f"unknown field config.evals.{name}.{key}{nearest(key, known)}")
   for key, field in known.items():
-    if key not in values and field.default is dataclasses.MISSING:
+    if key not in values and field.default is field.default_factory is dataclasses.MISSING:
       raise UserError(f"config.evals.{name} lacks the field {key!r}")
   return cls(**{key: _plain(value) for key, value in values.items()})
 

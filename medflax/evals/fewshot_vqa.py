@@ -10,7 +10,6 @@ import logging
 import pathlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,14 +20,16 @@ from tqdm import tqdm
 
 from medflax.data import DATASETS
 from medflax.data.documents import Episode, Media, Prompt
+from medflax.data.mixture import resolve
+from medflax.data.support import select
 from medflax.evals import base, scoring
 from medflax.evals.answering import Answerer
 from medflax.evals.asking import Asker, under_controls
-from medflax.evals.demonstrations import make_demonstrations, matching
+from medflax.evals.demonstrations import ChosenSupport, make_demonstrations, make_support
 from medflax.evals.progress import Progress, drop
 from medflax.evals.trials import CONTROLS, Trial
-from medflax.inference import decode
 from medflax.inference.decoding import make_decoder
+from medflax.inference.features import MediaFeatures, embed_with
 from medflax.metrics.intervals import Measurement
 from medflax.metrics.likelihood import LIKELIHOOD_METRICS
 from medflax.metrics.scorers import make_metrics
@@ -52,7 +53,7 @@ class Settings:
     demonstrations: how support is chosen, fields of `demonstrations.Demonstrations`.
     where: keys of the records and the values that they must have; {}: all are asked.
     decoding: how answers are made, fields of a decoder of `inference.decoding.DECODERS`.
-    stop_strings: end an answer, beside the prompt's own marks.
+    stop_strings: end an answer, beside the prompt's own marks and its first words.
     candidates: answers whose likelihood is told: "choices", each question's own; "train", all
       answers of the training split to such questions; the path of a file with one a line; "":
       none.
@@ -75,10 +76,10 @@ class Settings:
   num_shots: tuple[int, ...] = (0, 1, 2, 4, 8)
   num_episodes: int = 512
   num_seeds: int = 1
-  demonstrations: Mapping[str, Any] = MappingProxyType({})
-  where: Mapping[str, Any] = MappingProxyType({})
-  decoding: Mapping[str, Any] = MappingProxyType({})
-  stop_strings: tuple[str, ...] = ()
+  demonstrations: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  decoding: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  stop_strings: tuple[str, ...] = ("\n",)
   candidates: str = ""
   length_normalised: bool = True
   constrained: bool = False
@@ -89,8 +90,8 @@ class Settings:
   batch_size: int = 128
   num_pictured: int = 8
   slice_by: tuple[str, ...] = ()
-  data: Mapping[str, Any] = MappingProxyType({})
-  prompt: Mapping[str, Any] = MappingProxyType({})
+  data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  prompt: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   protocol: tuple[str, ...] = ()
 
 
@@ -106,8 +107,18 @@ class FewshotVQA:
     field = f"config.evals.{name}"
     with base.named(f"{field}.decoding"):
       decoder = make_decoder({"type": "greedy", **settings.decoding})
-    with base.named(f"{field}.demonstrations"):
-      self._demonstrations = make_demonstrations(settings.demonstrations)
+    self._demonstrations = make_demonstrations(name, settings.demonstrations)
+    self._support = make_support(
+      name,
+      self._demonstrations,
+      context.dataset,
+      task=settings.task,
+      split=settings.split,
+      where=settings.where,
+      num_shots=settings.num_shots,
+      num_episodes=settings.num_episodes,
+      num_seeds=settings.num_seeds,
+    )
     self._weighed = [name for name in settings.metrics if name in LIKELIHOOD_METRICS]
     with base.named(f"{field}.metrics"):
       files = dict(bert_model=settings.bert_model, umls_lexicon=settings.umls_lexicon)
@@ -136,14 +147,25 @@ class FewshotVQA:
     """Asks every question, scores, writes the results; see `base.Evaluator`."""
     start = time.monotonic()
     settings, notes = self.settings, []
-    embed = lambda media: decode.embed(
-      self.context.model, params, base.put_all(media, self.context)
+    features = MediaFeatures(
+      embed_with(self.context.model, params, self._answerer.put), settings.batch_size
     )
-    features = decode.MediaFeatures(embed, settings.batch_size)
+    support = self._support.read(lambda media: _vectors(media, features))
+    notes += support.notes
+    asker = Asker(
+      self.context.tokenizer,
+      self.context.prompt,
+      self.context.data_config,
+      features,
+      self._candidates,
+    )
     trials = []
     for k in settings.num_shots:
       for seed in range(settings.num_seeds if k else 1):
-        trials += self._trials(k, seed, features, notes)
+        episodes = support.episodes(k, self.context.seed + seed)
+        asked = [asker.trial(episodes[i], index=i, seed=seed) for i in range(len(episodes))]
+        draw = (self.context.seed, k, seed)[: 2 + (seed > 0)]
+        trials += asked + under_controls(asked, settings.controls, draw, notes)
     features.finish()
     num_programs = self._answer(trials, features, params, step)
     metrics = self._measure(trials, notes)
@@ -154,7 +176,7 @@ class FewshotVQA:
       task=settings.task,
       split=settings.split,
       metrics=metrics,
-      samples=self._records(trials, features, step),
+      samples=self._records(trials, support, step),
       notes=notes,
       protocol=dict(zip(("name", "version"), settings.protocol, strict=False)) or None,
       dataset={"name": self.context.dataset.name, "version": self.context.dataset.version},
@@ -179,7 +201,10 @@ class FewshotVQA:
     if not given or given == OWN_CHOICES:
       return None if given else ()
     if given == TRAIN_ANSWERS:
-      pool = matching(self.context.dataset, settings.task, "train", settings.where)
+      part, task = resolve(self.context.dataset, settings.task)
+      if not (samples := getattr(part, "samples", None)):
+        raise UserError(f"{field}: {part.name} is generated; it has no training answers to list")
+      pool = select(field, samples(task, "train"), settings.where)
       texts = [pool.text(i).answer for i in range(len(pool))]
     else:
       texts = _lines(given, field)
@@ -188,49 +213,8 @@ class FewshotVQA:
       raise UserError(f"{field}: {given} has no answers")
     return tuple(sorted(by_form.values()))
 
-  def _trials(
-    self,
-    num_shots: int,
-    seed: int,
-    features: decode.MediaFeatures,
-    notes: list[str],
-  ) -> list[Trial]:
-    """All trials at one number of shots with one draw; their media are handed to `features`."""
-    asker = Asker(
-      self.context.tokenizer,
-      self.context.prompt,
-      self.context.data_config,
-      features,
-      self._candidates,
-    )
-    episodes = self._episodes(num_shots, seed, features, notes)
-    asked = [asker.trial(episodes[i], index=i, seed=seed) for i in range(len(episodes))]
-    draw = (self.context.seed, num_shots, seed)[: 2 + (seed > 0)]
-    return asked + under_controls(asked, self.settings.controls, draw, notes)
-
-  def _episodes(
-    self, num_shots: int, seed: int, features: decode.MediaFeatures, notes: list[str] | None = None
-  ) -> Sequence[Episode]:
-    settings = self.settings
-
-    def embed(media: Sequence[Media]) -> Float[np.ndarray, "n d"]:
-      rows = np.array([[features.add(item.array, item.kind)] for item in media])
-      features.finish()
-      return features.take(rows)[:, 0].mean(axis=1)
-
-    return self._demonstrations.episodes(
-      self.context.dataset,
-      task=settings.task,
-      split=settings.split,
-      where=settings.where,
-      num_shots=num_shots,
-      num_episodes=settings.num_episodes,
-      seed=seed,
-      embed=embed,
-    )
-
   def _answer(
-    self, trials: Sequence[Trial], features: decode.MediaFeatures, params: PyTree, step: int
+    self, trials: Sequence[Trial], features: MediaFeatures, params: PyTree, step: int
   ) -> int:
     """Fills in every trial's reply; returns how many shapes of prompts there were."""
     questions = [trial.question for trial in trials]
@@ -280,17 +264,17 @@ class FewshotVQA:
     return metrics
 
   def _records(
-    self, trials: Sequence[Trial], features: decode.MediaFeatures, step: int
+    self, trials: Sequence[Trial], support: ChosenSupport, step: int
   ) -> Iterator[dict[str, Any]]:
     """The lines of samples.jsonl, saving the pictures they name."""
     folder = base.results_folder(self.context, self.name, step)
     for trial in trials:
-      query, support = trial.episode.query, trial.episode.support
-      pictures: list[list[str]] = [[] for _ in (query, *support)]
+      query, examples = trial.episode.query, trial.episode.support
+      pictures: list[list[str]] = [[] for _ in (query, *examples)]
       shown = trial.condition == "image" and trial.seed == 0
       if shown and trial.index < self.settings.num_pictured:
         # Media are not kept, so that these are read once more.
-        episode = self._episodes(trial.num_shots, 0, features)[trial.index]
+        episode = support.episodes(trial.num_shots, self.context.seed)[trial.index]
         pictures = _pictures(folder, f"{trial.num_shots}shot-{trial.index}", episode)
       probabilities = (
         scoring.probabilities(trial, self.settings.length_normalised) if trial.candidates else ()
@@ -318,7 +302,7 @@ class FewshotVQA:
         "media": pictures[0],
         "support": [
           {"id": s.id, "question": s.question, "answer": s.answer, "media": paths}
-          for s, paths in zip(support, pictures[1:], strict=True)
+          for s, paths in zip(examples, pictures[1:], strict=True)
         ],
       }
 
@@ -359,3 +343,10 @@ def _lines(path: str, field: str) -> list[str]:
       f"{field}: {path!r} is neither {OWN_CHOICES!r} nor {TRAIN_ANSWERS!r} nor a file of answers "
       f"({error})"
     ) from None
+
+
+def _vectors(media: Sequence[Media], features: MediaFeatures) -> Float[np.ndarray, "n d"]:
+  """The mean feature of each."""
+  rows = np.array([[features.add(item.array, item.kind)] for item in media])
+  features.finish()
+  return features.take(rows)[:, 0].mean(axis=1)

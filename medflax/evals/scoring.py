@@ -10,7 +10,7 @@ import numpy as np
 
 from medflax.evals.trials import Trial
 from medflax.metrics.base import Metric
-from medflax.metrics.intervals import Measurement, bootstrap, bootstrap_of, over_seeds
+from medflax.metrics.intervals import Measurement, across_seeds, bootstrap, bootstrap_of
 from medflax.metrics.likelihood import Likelihoods
 from medflax.metrics.text import exact_match, normalise
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def score(trials: Sequence[Trial], metrics: Mapping[str, Metric]) -> None:
   """Fills in every trial's `scores`."""
   for name, metric in metrics.items():
-    values = metric.samples(*answers(trials), choices=[t.episode.query.choices for t in trials])
+    values = metric.samples(*answers(trials))
     for trial, value in zip(trials, values, strict=True):
       trial.scores[name] = float(value)
 
@@ -146,4 +146,7 @@ class Cell:
 
   @staticmethod
   def _spread(key: str, values: Sequence[float]) -> dict[str, Measurement]:
-    return {f"{key}#seeds": over_seeds(values)} if len(values) > 1 else {}
+    if len(values) < 2:
+      return {}
+    [spread] = across_seeds([{key: Measurement(v, 0.0, (v, v), 1)} for v in values]).values()
+    return {f"{key}#seeds": spread}

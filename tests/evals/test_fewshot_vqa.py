@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from medflax.data.documents import Episode
-from medflax.evals import EVALUATORS, fewshot_vqa
-from medflax.evals.fewshot_vqa import bucket_of
+from medflax.evals import EVALUATORS, progress, scoring
+from medflax.evals.answering import Answerer
 from medflax.metrics.scorers import METRICS
 from medflax.utils import UserError
 
@@ -39,6 +39,7 @@ def test_oracle_is_right_and_blind_controls_are_not(make_context, lungs, params)
     prefix = f"side/{shots}shot"
     assert metrics[f"{prefix}/exact_match"].value == 1
     assert metrics[f"{prefix}/exact_match@no_image"].value == 0
+    assert metrics[f"{prefix}/exact_match@text_only"].value == 0
     assert metrics[f"{prefix}/exact_match@shuffled"].value < 1
     assert metrics[f"{prefix}/chance"].value == pytest.approx(1 / 3)
     assert metrics[f"{prefix}/majority"].value == pytest.approx(1 / 3)
@@ -48,7 +49,7 @@ def test_oracle_is_right_and_blind_controls_are_not(make_context, lungs, params)
   assert (results["task"], results["task_version"], results["step"]) == ("side", "1.2.0", 7)
   assert results["notes"] == []
   assert results["programs"] == {"embed": 1, "generate": 2}
-  assert len(samples) == 3 * 3 * 12
+  assert len(samples) == 3 * 4 * 12
 
 
 def test_answers_are_scored_by_every_metric_that_is_asked_for(make_context, lungs, params):
@@ -75,7 +76,7 @@ def test_slices_are_reported_by_themselves(make_context, lungs, params, monkeypa
     return dataclasses.replace(plain(group, question), meta=meta)
 
   monkeypatch.setattr(lungs, "sample", sample)
-  monkeypatch.setattr(fewshot_vqa, "MAX_SLICES", 5)
+  monkeypatch.setattr(scoring, "MAX_SLICES", 5)
   metrics, results, samples, _ = evaluate(
     make_context(lungs), params, slice_by=["task", "turn", "case", "scanner"]
   )
@@ -99,11 +100,14 @@ def test_samples_tell_everything(make_context, lungs, params):
     "group": "patient 2",
     "task": "side",
     "num_shots": 1,
+    "seed": 0,
     "condition": "image",
     "question": "What is seen, at once?",
     "answer": "3.5 cm",
     "prediction": "3.5 cm",
     "correct": True,
+    "scores": {"exact_match": 1.0},
+    "candidates": [],
     "stop": "stop_token",
     "choices": ["left lung", "right lung", "3.5 cm"],
     "meta": {"plane": "axial"},
@@ -147,10 +151,6 @@ def test_same_inputs_same_bytes(make_context, lungs, params):
   before = read()
   evaluate(make_context(lungs), params, batch_size=4)
   assert read() == before
-
-
-def test_one_program_serves_every_number_of_shots_of_a_bucket():
-  assert [bucket_of(k) for k in (0, 1, 2, 4, 8, 9, 500)] == [2, 2, 2, 8, 8, 32, 500]
 
 
 def test_length_is_a_reason_to_stop(make_context, lungs, params):
@@ -212,3 +212,80 @@ def test_bad_settings_fail_when_built(make_context, lungs, changes, message):
 def test_a_missing_field_is_named(make_context, lungs):
   with pytest.raises(UserError, match=r"config\.evals\.x lacks the field 'task'"):
     EVALUATORS["fewshot_vqa"]("x", {"type": "fewshot_vqa", "every": 0}, make_context(lungs))
+
+
+def test_a_killed_evaluation_goes_on_and_ends_in_the_same_bytes(
+  make_context, lungs, params, monkeypatch
+):
+  context, settings = make_context(lungs), dict(batch_size=4, num_pictured=0)
+  folder = evaluate(context, params, **settings)[-1]
+  read = lambda: {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+  before = read()
+  assert sorted(before) == ["results.json", "samples.jsonl"]
+  asked, plain = [], Answerer.read
+
+  def dies(self, launched, questions):
+    if len(asked) == 5:
+      raise KeyboardInterrupt
+    asked.append(len(questions))
+    return plain(self, launched, questions)
+
+  (folder / "results.json").unlink()
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(Answerer, "read", dies)
+    evaluate(context, params, **settings)
+  kept = folder / progress.FILE
+  assert len(kept.read_text().splitlines()) == 1 + 5
+  kept.write_text(kept.read_text()[:-9])  # the last line is cut short
+  asked.clear()
+  monkeypatch.setattr(Answerer, "read", lambda *args: asked.append(1) or plain(*args))
+  evaluate(context, params, **settings)
+  assert read() == before
+  batches = -(-3 * 4 * 12 // 4)
+  assert batches - 4 <= len(asked) < batches
+
+
+def test_replies_of_other_settings_are_asked_anew(make_context, lungs, params):
+  context = make_context(lungs)
+  folder = evaluate(context, params, num_shots=[1])[-1]
+  (folder / progress.FILE).write_text('another fingerprint\n[0, [["wrong", "length", []]]]\n')
+  metrics = evaluate(context, params, num_shots=[1])[0]
+  assert metrics["side/1shot/exact_match"].value == 1
+
+
+def test_candidates_are_weighed(make_context, lungs, params):
+  metrics, results, samples, _ = evaluate(
+    make_context(lungs),
+    params,
+    num_shots=[1],
+    candidates="choices",
+    metrics=["exact_match", "likelihood_accuracy"],
+  )
+  assert metrics["side/1shot/likelihood_accuracy"].value == 1
+  assert metrics["side/1shot/likelihood_accuracy@text_only"].value < 1
+  assert results["candidates"] == "choices"
+  for sample in samples:
+    assert [c["text"] for c in sample["candidates"]] == sample["choices"]
+    assert sum(c["probability"] for c in sample["candidates"]) == pytest.approx(1)
+    if sample["condition"] == "image":
+      best = max(sample["candidates"], key=lambda c: c["probability"])
+      assert best["text"] == sample["answer"]
+
+
+def test_answers_can_be_held_to_a_file_of_candidates(make_context, lungs, params, tmp_path):
+  (tmp_path / "answers.txt").write_text("left lung\nliver\n\n")
+  settings = dict(num_shots=[0], candidates=str(tmp_path / "answers.txt"), constrained=True)
+  _, _, samples, _ = evaluate(make_context(lungs), params, **settings)
+  assert {s["prediction"] for s in samples} <= {"left lung", "liver"}
+  with pytest.raises(UserError, match="candidates: 'nowhere' is neither 'choices' nor 'train'"):
+    evaluate(make_context(lungs), params, candidates="nowhere")
+  with pytest.raises(UserError, match=r"constrained needs config\.evals\.side\.candidates"):
+    evaluate(make_context(lungs), params, constrained=True)
+
+
+def test_a_prompt_of_its_own(make_context, lungs, params):
+  settings = dict(num_shots=[0], prompt={"question": "Q: {question} A:"})
+  _, results, _, _ = evaluate(make_context(lungs), params, **settings)
+  assert results["prompt"]["question"] == "Q: {question} A:"
+  with pytest.raises(UserError, match=r"unknown field of config\.evals\.side\.prompt 'qestion'"):
+    evaluate(make_context(lungs), params, prompt={"qestion": ""})

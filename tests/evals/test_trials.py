@@ -13,6 +13,7 @@ NAMES = st.lists(st.text(max_size=3), min_size=2, max_size=20, unique=True)
 # Of each query: its group and how many images it has.
 QUERIES = st.lists(st.tuples(st.sampled_from(["", "a", "b", "c"]), st.integers(0, 2)), max_size=12)
 
+
 def under(condition, asked, seed):
   """The rows that each trial shows under a control; () where it is left out."""
   changed = CONTROLS[condition](asked, seed)
