@@ -187,18 +187,7 @@ class _Prepared:
     return dataclasses.replace(self.text(index), media=media)
 
   def text(self, index: int) -> Sample:
-    record = self._record(index)
-    return Sample(
-      id=record["id"],
-      media=(),
-      question=record["question"],
-      answer=record["answer"],
-      source=Source(self._dataset.name, self._dataset.version, self._split),
-      task=record["task"],
-      choices=tuple(record["choices"]),
-      group=record["group"],
-      meta=record["meta"] | {"answer_type": record["answer_type"]},
-    )
+    return self._samples.text(index)
 
   def _record(self, index: int) -> dict[str, Any]:
     return json.loads(self._dataset.stored(self._split, index))

@@ -213,12 +213,23 @@ class PreparedDataset:
       index: of the record.
       epoch: of the draws of transforms; None: nothing is left to chance.
     """
-    record = json.loads(self.stored(split, index))
+    record = self._record(split, index)
     text = sample_text(record["question"], record["answer"], record["choices"])
     draw = lambda number: None if epoch is None else Draw(epoch, number, text)
+    media = tuple(self._media(kind, number, draw(number)) for kind, number in record["media"])
+    return self._sample(split, record, media)
+
+  def text(self, split: str, index: int) -> Sample:
+    """Record `index` of a split without its media."""
+    return self._sample(split, self._record(split, index), ())
+
+  def _record(self, split: str, index: int) -> dict[str, Any]:
+    return json.loads(self.stored(split, index))
+
+  def _sample(self, split: str, record: Mapping[str, Any], media: tuple[Media, ...]) -> Sample:
     return Sample(
       id=record["id"],
-      media=tuple(self._media(kind, number, draw(number)) for kind, number in record["media"]),
+      media=media,
       question=record["question"],
       answer=record["answer"],
       source=Source(self.name, self.version, split),
@@ -278,6 +289,10 @@ class PreparedSamples:
   def read(self, index: int, epoch: int) -> Sample:
     """The record, with the draws of an epoch if there are any."""
     return self._dataset.sample(self._split, self._rows[index], epoch if self._augmented else None)
+
+  def text(self, index: int) -> Sample:
+    """The record without its media; nothing is decoded."""
+    return self._dataset.text(self._split, self._rows[index])
 
 
 class PreparedDocuments(Sequence[Document]):
