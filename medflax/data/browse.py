@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from medflax.data.builders import store
@@ -55,6 +55,10 @@ class Samples(Protocol):
   def text(self, index: int) -> Sample:
     """The sample without its media."""
     ...
+
+  def texts(self) -> Iterator[Sample]:
+    """All samples without their media."""
+    return map(self.text, range(len(self)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +110,7 @@ def _native(scan: Scan) -> Media:
   return to_media(scan if shape == scan.array.shape[:-1] else fit(scan, shape))
 
 
-class _Rows:
+class _Rows(Samples):
   """Rows of a manifest as `Samples`."""
 
   def __init__(self, rows: Sequence[Row], source: Source, root: pathlib.Path):
@@ -169,7 +173,7 @@ def _order(split: str) -> tuple[int, str]:
   return (known.index(split) if split in known else len(known), split)
 
 
-class _Prepared:
+class _Prepared(Samples):
   """A split of a prepared data set as `Samples`."""
 
   def __init__(self, dataset: PreparedDataset, split: str):
@@ -189,6 +193,9 @@ class _Prepared:
   def text(self, index: int) -> Sample:
     return self._samples.text(index)
 
+  def texts(self) -> Iterator[Sample]:
+    return self._dataset.texts(self._split)
+
   def _record(self, index: int) -> dict[str, Any]:
     return json.loads(self._dataset.stored(self._split, index))
 
@@ -203,7 +210,7 @@ def _prepared(root: pathlib.Path) -> Collection:
   return Collection(dataset.name, dataset.version, root, parts)
 
 
-class _Phantoms:
+class _Phantoms(Samples):
   """The first phantoms of every task in turn as `Samples`."""
 
   def __init__(self, phantoms: Phantoms, split: str):
