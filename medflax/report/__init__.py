@@ -12,7 +12,7 @@ from medflax.report.evaluation import write_page
 from medflax.report.fewshot import few_shot_section, headline, slices_section
 from medflax.report.gallery import answer_cards, gallery, script
 from medflax.report.page import page
-from medflax.report.results import CONDITIONS, IMAGE, Evaluation, FewShot, few_shot
+from medflax.report.results import IMAGE, Evaluation, FewShot, condition_name, few_shot
 from medflax.report.run import Run, read_run
 from medflax.utils import write_atomic
 
@@ -94,7 +94,7 @@ def _block_text(grid: FewShot, shots: list[int]) -> str:
   heading = f"{grid.name} ({grid.metric.replace('_', ' ')})"
   rows = [(heading, [f"{k} shot" + "s" * (k != 1) for k in shots])]
   for condition, values in grid.values.items():
-    label = CONDITIONS.get(condition, condition)
+    label = condition_name(condition)
     rows.append((f"  {label}", [_cell(values, k) for k in shots]))
   for name, values in grid.baselines.items():
     cells = [f"{values[k].value:.3f}" + " " * 6 if k in values else "" for k in shots]

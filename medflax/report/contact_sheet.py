@@ -29,7 +29,6 @@ _STYLE = """
 .card .shots { display: flex; gap: 2px; background: #0a0d10; justify-content: center;
   align-items: center; min-height: 90px; flex-wrap: wrap; }
 .card img { display: block; max-width: 100%; height: auto; }
-.card.wide img { width: 100%; max-height: 150px; object-fit: contain; }
 .card .shots.many img { max-width: calc(50% - 2px); }
 .card .said { padding: 9px 12px 11px; font-size: 13px; line-height: 1.45; }
 .card .said p { margin: 0 0 5px; overflow-wrap: anywhere; }

@@ -6,13 +6,13 @@ from medflax.metrics.intervals import Measurement
 from medflax.report import plots
 from medflax.report.page import section, text
 from medflax.report.results import (
-  CONDITIONS,
   IMAGE,
   NO_IMAGE,
   SHUFFLED,
   TEXT_ONLY,
   Evaluation,
   FewShot,
+  condition_name,
   few_shot,
 )
 
@@ -133,7 +133,7 @@ def _pair(grid: FewShot, notes: Sequence[str]) -> str:
     lines.append(plots.Series(name, shots, values, plots.GREY, dash=dash, width=1.5))
   for condition, row in reversed(grid.values.items()):
     style, seeds = STYLES.get(condition, _OTHER), grid.seeds.get(condition)
-    lines.append(series(CONDITIONS.get(condition, condition), row, style, seeds))
+    lines.append(series(condition_name(condition), row, style, seeds))
   chart = plots.line_chart(
     lines,
     title=f"{grid.title} by the number of shots",
@@ -155,7 +155,7 @@ def _table(grid: FewShot, notes: Sequence[str]) -> str:
     seeds = grid.seeds.get(condition, {})
     cells = "".join(cell(row[k], seeds.get(k)) if k in row else "<td></td>" for k in grid.shots)
     kind = "score" if condition == IMAGE else "control"
-    label = text(CONDITIONS.get(condition, condition))
+    label = text(condition_name(condition))
     rows += f'<tr class="{kind}"><th>{label}</th>{cells}</tr>'
   for name, row in grid.baselines.items():
     cells = "".join(f"<td>{row[k].value:.3f}</td>" if k in row else "<td></td>" for k in grid.shots)
@@ -180,7 +180,7 @@ def _slices(grids: Sequence[FewShot]) -> str:
     for condition, row in list(grid.values.items())[:2]:
       if measurement := row.get(shots[-1]):
         color, marker = STYLES.get(condition, _OTHER)
-        label = grid.slice if condition == IMAGE else CONDITIONS.get(condition, condition)
+        label = grid.slice if condition == IMAGE else condition_name(condition)
         told = f"{measurement.value:.3f}   n {measurement.n:,}"
         bars.append(plots.Bar(label, measurement.value, *measurement.ci95, color, told, marker))
   metric = grids[0].metric.replace("_", " ")

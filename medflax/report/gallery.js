@@ -107,7 +107,7 @@ function put(name, value) {
 
 const selects = data.facets.map(({name, values, label}) => {
   const select = make('select', '', new Option(label, ''),
-    ...values.map(value => new Option(value || '(empty)', value)));
+    ...values.map(value => new Option(`${name} ${value || '(empty)'}`, value)));
   select.ariaLabel = label;
   select.onchange = () =>
     put(name, select.selectedIndex ? values[select.selectedIndex - 1] : null);

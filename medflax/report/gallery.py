@@ -17,12 +17,13 @@ from typing import Any
 from medflax.metrics.text import normalise
 from medflax.report.fewshot import plural
 from medflax.report.page import section
-from medflax.report.results import CONDITIONS, Evaluation
+from medflax.report.results import Evaluation, condition_name
 
 RIGHT, WRONG = "right", "wrong"
 OTHER = "(other)"  # what answers as nothing that is ever right
 MOST_LABELS = 20  # more distinct answers are no classes
-_MOST_VALUES = 200  # to choose from in one filter; the words can be searched for all the same
+# To choose from in one filter, and their letters; the words can be searched for all the same.
+_MOST_VALUES, _MOST_LETTERS = 200, 60
 _MOST_CANDIDATES = 8
 _MOST_BYTES = 48 * 2**20  # of pictures in one page
 _LABELS = {"seed": "every seed", "stop": "every end"}
@@ -171,7 +172,8 @@ def _facets(cards: Sequence[Card]) -> list[tuple[str, list[str]]]:
   return [
     (name, sorted(found, key=_by_number))
     for name, found in values.items()
-    if name == "verdict" or 1 < len(found) <= _MOST_VALUES
+    if name == "verdict"
+    or (1 < len(found) <= _MOST_VALUES and max(map(len, found)) <= _MOST_LETTERS)
   ]
 
 
@@ -182,7 +184,7 @@ def _by_number(value: str) -> tuple[int, str]:
 def _card(sample: Mapping[str, Any], evaluation: Evaluation, shown: Labels) -> Card:
   right, folder = sample["correct"], evaluation.folder
   kind = RIGHT if right else WRONG
-  condition = CONDITIONS.get(sample["condition"], sample["condition"])
+  condition = condition_name(sample["condition"])
   fields = {
     "verdict": kind,
     "evaluation": evaluation.name,

@@ -19,8 +19,9 @@ Number = int | float
 Scale = Callable[[Number], Number]  # data to pixels
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 34, 46  # margins in pixels
-# Of a forest chart: its width, a row's height, the room of labels and of what is told, in pixels.
-_FOREST, _ROW, _LABELS, _TOLD, _LETTERS = 760, 25, 236, 178, 36
+# Of a forest chart: the width of its axis, a row's height, a letter's width, in pixels; the most
+# letters of a label.
+_FOREST, _ROW, _LETTER, _LETTERS = 360, 25, 6.6, 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +151,10 @@ def forest_chart(
   ends += [] if reference is None else [reference]
   margin = 0.05 * ((max(ends) - min(ends)) or 1)
   x_low, x_high = min(ends) - margin, max(ends) + margin
-  left, right, bottom = _LABELS, _FOREST - _TOLD, 8 + len(bars) * _ROW
+  labels = [_short(bar.label) for bar in bars]
+  left = 12 + _LETTER * max(map(len, labels))
+  right, bottom = left + _FOREST, 8 + len(bars) * _ROW
+  width = right + 12 + _LETTER * max(len(bar.told) for bar in bars)
 
   def to_x(x: Number) -> Number:
     return round(left + (x - x_low) / (x_high - x_low) * (right - left), 1)
@@ -165,20 +169,20 @@ def forest_chart(
     f'<text x="{(left + right) / 2}" y="{bottom + 36}" class="mid name">'
     f"{html.escape(x_label)}</text>"
   )
-  for row, bar in enumerate(bars):
+  for row, (bar, label) in enumerate(zip(bars, labels, strict=True)):
     y = 8 + (row + 0.5) * _ROW
     whisker = f"M{to_x(bar.low)} {y}H{to_x(bar.high)}"
     whisker += "".join(f"M{to_x(end)} {y - 4}v8" for end in (bar.low, bar.high))
     parts.append(
-      f'<text x="{left - 12}" y="{y + 4}" class="end name">{html.escape(_short(bar.label))}'
+      f'<text x="{left - 12}" y="{y + 4}" class="end name">{html.escape(label)}'
       f"<title>{html.escape(bar.label)}</title></text>"
       f'<path d="{whisker}" stroke="{bar.color}" stroke-width="1.6"/>'
       f"{_marker(bar.marker, to_x(bar.value), y, bar.color)}"
-      f'<text x="{_FOREST}" y="{y + 4}" class="end">{html.escape(bar.told)}</text>'
+      f'<text x="{width}" y="{y + 4}" class="end">{html.escape(bar.told)}</text>'
     )
   return (
-    f'<svg class="chart forest" viewBox="0 0 {_FOREST} {bottom + 42}" role="img">'
-    f"{''.join(parts)}</svg>"
+    f'<svg class="chart forest" viewBox="0 0 {width:.0f} {bottom + 42}" width="{width:.0f}" '
+    f'role="img">{"".join(parts)}</svg>'
   )
 
 

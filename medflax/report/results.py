@@ -74,6 +74,11 @@ class FewShot:
     return f"{self.name}: {self.metric.replace('_', ' ')}"
 
 
+def condition_name(condition: str) -> str:
+  """As it is told to a reader; one that is not known is told as it is."""
+  return CONDITIONS.get(condition, condition)
+
+
 def few_shot(evaluation: Evaluation) -> list[FewShot]:
   """The measurements that are named `<name>[/<slice>]/<k>shot/<metric>[@<condition>]`."""
   tables: dict[tuple[str, str], dict[str, dict[int, Measurement]]] = {}

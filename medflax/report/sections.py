@@ -136,7 +136,11 @@ def _listing(name: str, records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def provenance_section(
-  facts: Mapping[str, Any], *, notes: Sequence[str] = (), config: Mapping[str, Any] | None = None
+  facts: Mapping[str, Any],
+  *,
+  heading: str = "Provenance",
+  notes: Sequence[str] = (),
+  config: Mapping[str, Any] | None = None,
 ) -> str:
   """Versions, settings and the commit: what it takes to do this again."""
   rows = "".join(
@@ -148,10 +152,8 @@ def provenance_section(
   if config is not None:
     resolved = text(json.dumps(config, indent=2, sort_keys=True))
     below += f"<details><summary>Resolved config</summary><pre>{resolved}</pre></details>"
-  return section(
-    "Provenance",
-    f'<table class="plain"><tbody>{rows}</tbody></table>{below}' if rows or below else "",
-  )
+  settings = f'<table class="plain"><tbody>{rows}</tbody></table>' if rows else ""
+  return section(heading, settings + below)
 
 
 def _plain(value: Any) -> str:

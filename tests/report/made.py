@@ -171,6 +171,91 @@ def write_lines(path: pathlib.Path, records: list[dict]) -> None:
   path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), "utf-8")
 
 
+def make_scored_evaluation(folder: pathlib.Path, num_questions: int = 30) -> pathlib.Path:
+  """evals/plane/400 of a protocol: scored candidates, two seeds, all controls, slices."""
+  rng = np.random.default_rng(0)
+  shots, seeds, planes = (0, 4), (0, 1), ("axial", "coronal", "sagittal")
+  skill = {"image": 2.0, "shuffled": 0.3, "no_image": 0.0, "text_only": 0.1}
+  samples, metrics = [], {}
+  for count in shots:
+    for condition, strength in skill.items():
+      key = f"{count}shot/exact_match" + ("" if condition == "image" else f"@{condition}")
+      value = 0.33 + 0.25 * strength + 0.02 * count
+      metrics[f"plane/{key}"] = measurement(value, num_questions)
+      spread = {"value": value, "stderr": 0.04, "ci95": [value - 0.05, value + 0.05], "n": 2}
+      metrics[f"plane/{key}#seeds"] = spread
+      metrics[f"plane/{key.replace('exact_match', 'cider')}"] = measurement(value, 30) | {
+        "value": 3.5,
+        "ci95": [3.1, 3.9],
+      }
+      for location in ("Head", "Spine"):
+        metrics[f"plane/{location}/{key}"] = measurement(value, num_questions // 2)
+      for seed in seeds:
+        for index in range(num_questions):
+          logits = rng.standard_normal(3)
+          answer = index % 3
+          logits[answer] += strength
+          samples.append(
+            _scored_sample(rng, folder, index, count, condition, seed, planes, answer, logits)
+          )
+    metrics[f"plane/{count}shot/chance"] = measurement(1 / 3, num_questions)
+    metrics[f"plane/{count}shot/majority"] = measurement(0.4, num_questions)
+  settings = {
+    "task": "plane",
+    "split": "test",
+    "protocol": {"name": "medpix_plane", "version": 2},
+    "dataset": {"name": "medpix", "version": "1.0"},
+    "decoding": {"type": "beam", "num_beams": 5, "max_new_tokens": 8},
+    "demonstrations": {"type": "image_text", "order": "nearest_last", "seeds": [0, 1]},
+    "prompt": {"question": "Question: {question} Answer:", "answer": " {answer}."},
+    "scorers": {"exact_match": "v1"},
+    "programs": {"embed": 1, "generate": 2},
+  }
+  write_evaluation_files(folder, "plane", metrics, samples)
+  results = json.loads((folder / "results.json").read_text())
+  write_json(folder / "results.json", results | settings)
+  return folder
+
+
+def _scored_sample(rng, folder, index, shots, condition, seed, planes, answer, logits) -> dict:
+  probabilities = np.exp(logits) / np.exp(logits).sum()
+  best = int(np.argmax(logits))
+  pictured = condition == "image" and index < 3 and seed == 0
+  support = [
+    {
+      "id": f"demo-{shot}",
+      "question": "Which plane is this?",
+      "answer": planes[shot % 3],
+      "media": [_picture(np.random.default_rng(shot), folder, f"demo{shot}", finding=shot % 2)]
+      if pictured
+      else [],
+    }
+    for shot in range(shots)
+  ]
+  return {
+    "id": f"q{index}",
+    "group": f"patient-{index // 2}",
+    "task": "plane",
+    "num_shots": shots,
+    "condition": condition,
+    "seed": seed,
+    "question": "Which plane is this?",
+    "answer": planes[answer],
+    "prediction": planes[best].title() if index else "oblique, I think",
+    "correct": best == answer and index > 0,
+    "stop": "stop_string" if index % 5 else "length",
+    "choices": list(planes),
+    "meta": {"location": ("Head", "Spine")[index % 2], "age": 40 + index},
+    "scores": {"exact_match": float(best == answer), "cider": float(10 * probabilities[answer])},
+    "candidates": [
+      {"text": text, "logprob": float(logit), "probability": float(p)}
+      for text, logit, p in zip(planes, logits, probabilities, strict=True)
+    ],
+    "media": [_picture(rng, folder, f"{index}-{seed}", finding=answer % 2)] if pictured else [],
+    "support": support,
+  }
+
+
 class Page(html.parser.HTMLParser):
   """What a page loads and links to, its scripts by type, the tags that are not closed in order."""
 
