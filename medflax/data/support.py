@@ -2,14 +2,14 @@
 
 import collections
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
 from medflax.data.documents import Episode, Sample, SampleSource
-from medflax.utils import UserError
+from medflax.utils import UserError, nearest
 
 
 @runtime_checkable
@@ -36,6 +36,8 @@ class PoolSource(SampleSource, Protocol):
 # Training comes back to a sample with new support, so it is a generator in all but name.
 TRAIN_PASSES = 1000
 _TRIES = 256
+_KEYS = ("id", "task", "group", "question", "answer", "choices")  # beside those of `Sample.meta`
+_MOST_VALUES = 12  # named in a message
 
 
 class PoolEpisodes(Sequence[Episode]):
@@ -79,7 +81,11 @@ class PoolEpisodes(Sequence[Episode]):
     for place, group in enumerate(self._query_groups.tolist()):
       eligible = len(self._pool) - sizes[group]
       if eligible < self._high:
-        raise too_few(self._high, eligible, self._queries.groups[place], len(self._pool))
+        raise UserError(
+          f"{self._high} shots need as many samples outside the query's group, and the pool holds "
+          f"{eligible} for group {self._queries.groups[place]!r} ({len(self._pool)} in all); lower "
+          "num_shots or add training samples"
+        )
 
   def __len__(self) -> int:
     return self._length
@@ -217,14 +223,6 @@ def _new_groups_first(
   yield from repeats
 
 
-def too_few(needed: int, eligible: int, group: str, total: int) -> UserError:
-  """Tells that a query's support cannot be drawn."""
-  return UserError(
-    f"{needed} shots need as many samples outside the query's group, and the pool holds "
-    f"{eligible} for group {group!r} ({total} in all); lower num_shots or add training samples"
-  )
-
-
 class Subset:
   """Some samples of a `PoolSource`, itself one."""
 
@@ -246,6 +244,54 @@ class Subset:
   def text(self, index: int) -> Sample:
     """The sample without its media."""
     return self._source.text(self._positions[index])
+
+
+def record(sample: Sample) -> dict[str, Any]:
+  """A sample's keys, by which it can be selected."""
+  named = {key: getattr(sample, key) for key in _KEYS}
+  return {**sample.meta, **named}
+
+
+def select(place: str, source: PoolSource, where: Mapping[str, Any]) -> PoolSource:
+  """The samples whose record has the values of `where`, without decoding media.
+
+  Values are compared as text. Several, as a tuple or list, are alternatives; a record that has a
+  list needs one of them in it.
+
+  Raises:
+    UserError: naming `place`, if no record has a key, or none has the values.
+  """
+  if not where:
+    return source
+  wanted = {key: set(_texts(value)) for key, value in where.items()}
+  held: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+  keys: set[str] = set()
+  kept = []
+  for index in range(len(source)):
+    found = record(source.text(index))
+    keys |= found.keys()
+    values = {key: _texts(found.get(key, ())) for key in wanted}
+    for key in wanted:
+      held[key].update(values[key])
+    if all(not wanted[key].isdisjoint(values[key]) for key in wanted):
+      kept.append(index)
+  for key in wanted:
+    if key not in keys:
+      raise UserError(f"{place}: no record has the key {key!r}{nearest(key, keys)}")
+  if not kept:
+    there = "; ".join(f"{key} is one of {_listed(held[key])}" for key in wanted)
+    raise UserError(f"{place} leaves none of {len(source):,} samples: {there}")
+  return Subset(source, kept)
+
+
+def _texts(value: Any) -> list[str]:
+  return [str(x) for x in value] if isinstance(value, list | tuple) else [str(value)]
+
+
+def _listed(values: Mapping[str, int]) -> str:
+  names = sorted(values)
+  more = f", … ({len(names):,} in all)" if len(names) > _MOST_VALUES else ""
+  return ", ".join(map(repr, names[:_MOST_VALUES])) + more
 
 
 def codes(*columns: Sequence[str]) -> tuple[int, list[Int[np.ndarray, " _"]]]:
