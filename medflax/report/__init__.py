@@ -5,6 +5,7 @@ run that was interrupted, or on another machine.
 """
 
 import pathlib
+from collections import Counter
 from typing import Any
 
 from medflax.report import sections
@@ -75,7 +76,15 @@ def fewshot_table(workdir: pathlib.Path) -> str:
 
 
 def _pictured(evaluation: Evaluation) -> list[dict[str, Any]]:
-  return [s for s in evaluation.answers if s["condition"] == IMAGE and s["media"]]
+  """The answers whose pictures were kept, in turn from each number of shots, most shots first."""
+  turns: Counter[int] = Counter()
+  kept = []
+  for sample in evaluation.answers:
+    if sample["condition"] == IMAGE and sample["media"]:
+      shots = sample["num_shots"]
+      kept.append((turns[shots], -shots, sample))
+      turns[shots] += 1
+  return [sample for _, _, sample in sorted(kept, key=lambda turn: turn[:2])]
 
 
 def _grids(run: Run) -> list[FewShot]:

@@ -10,6 +10,7 @@ from medflax.report.gallery import MOST_LABELS, OTHER, Labels
 from medflax.report.page import section, text
 from medflax.report.results import IMAGE, Evaluation
 
+_FEW_LABELS = 6  # more take the whole width, and their names stand upright
 Samples = Sequence[Mapping[str, Any]]
 
 
@@ -28,7 +29,9 @@ def confusion_section(evaluation: Evaluation) -> str:
   for task, samples in sorted(by_task.items()):
     labels = sorted({names.of(sample["answer"]) for sample in samples})
     if 1 < len(labels) <= MOST_LABELS:
-      parts.append(f"<div>{_matrices(task, samples, labels, names)}</div>")
+      size = "many" if len(labels) > _FEW_LABELS else "few"
+      matrices = _matrices(task, samples, labels, names)
+      parts.append(f'<div class="confusion {size}">{matrices}</div>')
   return section(
     "Confusion",
     f'<div class="pair">{"".join(parts)}</div>' if parts else "",
@@ -75,7 +78,7 @@ def _matrices(task: str, samples: Samples, labels: Sequence[str], names: Labels)
 def _matrix(samples: Samples, labels: Sequence[str], names: Labels, where: dict) -> str:
   counts = Counter((names.of(s["answer"]), names.of(s["prediction"])) for s in samples)
   columns = [*labels, OTHER]
-  head = "".join(f"<th>{text(label or '(empty)')}</th>" for label in columns)
+  head = "".join(f"<th><span>{text(label or '(empty)')}</span></th>" for label in columns)
   rows = ""
   for label in labels:
     total = sum(counts[label, column] for column in columns)
@@ -89,7 +92,7 @@ def _matrix(samples: Samples, labels: Sequence[str], names: Labels, where: dict)
       cells += f'<td class="{kind}" style="{shade}">{linked}</td>'
     rows += f"<tr><th>{text(label or '(empty)')}</th>{cells}<td>{total:,}</td></tr>"
   return (
-    f'<div class="scroll"><table class="confusion"><thead><tr><th></th>{head}<th>n</th></tr>'
+    f'<div class="scroll"><table><thead><tr><th></th>{head}<th>n</th></tr>'
     f"</thead><tbody>{rows}</tbody></table></div>"
   )
 

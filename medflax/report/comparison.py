@@ -47,8 +47,8 @@ def write_comparison(path: pathlib.Path, comparison: Mapping[str, Any]) -> pathl
     section(
       "Differences",
       "".join(_metric([row for row in rows if row["metric"] == m], systems) for m in metrics),
-      f"All on the same questions. A difference is {_minus(systems)}, with its 95 % interval of "
-      "the paired bootstrap over groups; blue where it is surely above 0, orange where below. "
+      f"All on the same questions. A difference is {_minus(systems)}, with its 95 % interval "
+      "over groups; blue where it is surely above 0, orange where below. "
       "McNemar's test counts the questions that only one of the two answers right.",
     ),
     section("By the number of shots", _curves(rows, systems)),
@@ -89,7 +89,7 @@ def _bar(row: Row) -> plots.Bar:
   difference = row["difference"]
   low, high = difference["ci95"]
   color = plots.BLUE if low > 0 else plots.ORANGE if high < 0 else plots.GREY
-  told = f"{difference['value']:+.3f}, p {_p(difference['p'])}"
+  told = f"{_signed(difference['value'])}, p {_p(difference['p'])}"
   return plots.Bar(_label(row), difference["value"], low, high, color, told)
 
 
@@ -121,7 +121,7 @@ def _paired(row: Row) -> str:
     f"{mcnemar['b']:,} / {mcnemar['c']:,}<small>p {_p(mcnemar['p'])}</small>" if mcnemar else ""
   )
   return (
-    f"<td>{difference['value']:+.3f}<small>{low:+.3f} – {high:+.3f}</small></td>"
+    f"<td>{_signed(difference['value'])}<small>{_signed(low)} – {_signed(high)}</small></td>"
     f"<td>{_p(difference['p'])}</td><td>{test}</td>"
   )
 
@@ -187,8 +187,8 @@ def _lead(rows: Sequence[Row], systems: Sequence[str]) -> str:
   low, high = first["difference"]["ci95"]
   return (
     f"{_label(first)}: {first['metric'].replace('_', ' ')} of {systems[1]} differs by "
-    f"{first['difference']['value']:+.3f} from that of {systems[0]} ({low:+.3f} to {high:+.3f}, "
-    f"p {_p(first['difference']['p'])})."
+    f"{_signed(first['difference']['value'])} from that of {systems[0]} "
+    f"({_signed(low)} to {_signed(high)}, p {_p(first['difference']['p'])})."
   )
 
 
@@ -218,6 +218,10 @@ def _minus(systems: Sequence[str]) -> str:
 def _measurement(value: Mapping[str, Any]) -> Measurement:
   low, high = value["ci95"]
   return Measurement(value["value"], value["stderr"], (low, high), value["n"])
+
+
+def _signed(value: float) -> str:
+  return f"{round(value, 3) + 0.0:+.3f}"  # no -0.000
 
 
 def _p(p: float) -> str:

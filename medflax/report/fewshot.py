@@ -53,8 +53,8 @@ def few_shot_section(evaluations: Iterable[Evaluation], *, every_metric: bool) -
   return section(
     "Few-shot results",
     "".join(pairs),
-    "Each question is asked after 0 to k worked examples; intervals are 95 % bootstrap intervals "
-    "over groups. Controls ask it with another image (one of the examples', or without any "
+    "Each question is asked after 0 to k worked examples; intervals hold at 95 %, with groups "
+    "(patients, say) as what was sampled. Controls ask it with another image (one of the examples', or without any "
     "another question's), with blank images, or with the text alone: what remains there is not "
     "seen but guessed. Chance picks among the question's choices; majority always gives the most "
     "frequent answer.",
@@ -114,9 +114,9 @@ def y_range(lines: Sequence[plots.Series]) -> tuple[int, int] | None:
 def _sentence(grid: FewShot, shots: int, score: Measurement, control: Measurement | None) -> str:
   name, metric = grid.title.split(": ")
   if grid.baselines:
-    beside = f", and {control.value:.0%} when the images are shuffled" if control else ""
+    beside = f", and {control.value:.1%} when the images are shuffled" if control else ""
     return (
-      f"{name}: after {shots} example{'s' * (shots != 1)} it answers {score.value:.0%} of "
+      f"{name}: after {shots} example{'s' * (shots != 1)} it answers {score.value:.1%} of "
       f"{score.n:,} held-out questions right{beside}."
     )
   beside = f", and {control.value:.3f} when the images are shuffled" if control else ""
@@ -126,6 +126,15 @@ def _sentence(grid: FewShot, shots: int, score: Measurement, control: Measuremen
 
 
 def _pair(grid: FewShot, notes: Sequence[str]) -> str:
+  chart = _lines(grid) if len(grid.shots) > 1 else _bars(grid)
+  return (
+    f"<h3>{text(grid.title)}, step {grid.step:,}</h3>"
+    f'<div class="pair results">{chart}{_table(grid, notes)}</div>'
+  )
+
+
+def _lines(grid: FewShot) -> str:
+  """A line for every condition and baseline, by shots."""
   lines = []
   for (name, row), dash in zip(grid.baselines.items(), _DASHES, strict=False):
     shots, measurements = columns(sorted(row.items()))
@@ -134,7 +143,7 @@ def _pair(grid: FewShot, notes: Sequence[str]) -> str:
   for condition, row in reversed(grid.values.items()):
     style, seeds = STYLES.get(condition, _OTHER), grid.seeds.get(condition)
     lines.append(series(condition_name(condition), row, style, seeds))
-  chart = plots.line_chart(
+  return plots.line_chart(
     lines,
     title=f"{grid.title} by the number of shots",
     x_label="examples shown (shots)",
@@ -142,9 +151,22 @@ def _pair(grid: FewShot, notes: Sequence[str]) -> str:
     y_range=y_range(lines),
     x_ticks=grid.shots,
   )
-  return (
-    f"<h3>{text(grid.title)}, step {grid.step:,}</h3>"
-    f'<div class="pair results">{chart}{_table(grid, notes)}</div>'
+
+
+def _bars(grid: FewShot) -> str:
+  """A row for every condition and baseline, at the one number of shots."""
+  [shots] = grid.shots
+  named = [(condition_name(c), row, *STYLES.get(c, _OTHER)) for c, row in grid.values.items()]
+  named += [(name, row, plots.GREY, "circle") for name, row in grid.baselines.items()]
+  metric = grid.metric.replace("_", " ")
+  return plots.forest_chart(
+    [
+      plots.Bar(name, row[shots].value, *row[shots].ci95, color, marker=marker)
+      for name, row, color, marker in named
+    ],
+    title=f"{grid.title} at {plural(shots)}",
+    x_label=f"{metric}, {plural(shots)}",
+    reference=0.0,
   )
 
 

@@ -37,7 +37,7 @@ def test_page_is_one_self_contained_file(folder, content):
 
 def test_page_shows_every_part(content):
   for text in (
-    "plane: after 4 examples it answers 91% of 30 held-out questions right",
+    "plane: after 4 examples it answers 91.0% of 30 held-out questions right",
     *("images shown", "images shuffled", "no image", "text only", "chance", "majority"),
     "sd 0.040, 2 seeds",
     "plane: cider",
@@ -73,7 +73,7 @@ def test_measurements_by_slice_condition_and_seeds(folder):
 
 def test_confusion_counts_every_answer_once(folder, content):
   samples = [s for s in read_evaluation(folder).answers if s["condition"] == "image"]
-  [matrix, _] = re.findall(r'<table class="confusion">.*?</table>', content)
+  [matrix, _] = re.findall(r"<summary>plane, . shots</summary>.*?</table>", content)
   shown = [int(n) for n in re.findall(r'prediction=[^"]*">(\d+)</a>', matrix)]
   assert sum(shown) == sum(s["num_shots"] == 4 for s in samples)
   assert matrix.count('class="hit"') == 3
