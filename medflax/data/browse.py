@@ -71,6 +71,7 @@ class Collection:
     root: the folder; None for generated data.
     splits: the samples by split, none of them empty.
     bad: rows that cannot be used: dicts of `line`, `id` and `reason`.
+    group: what a group of it is, as "patient"; "" where that is not known.
   """
 
   name: str
@@ -78,6 +79,7 @@ class Collection:
   root: pathlib.Path | None
   splits: Mapping[str, Samples]
   bad: Sequence[Mapping[str, Any]] = ()
+  group: str = ""
 
 
 def browse(where: str) -> Collection:
@@ -207,7 +209,7 @@ def _prepared(root: pathlib.Path) -> Collection:
     for split, count in sorted(dataset.splits.items(), key=lambda item: _order(item[0]))
     if count
   }
-  return Collection(dataset.name, dataset.version, root, parts)
+  return Collection(dataset.name, dataset.version, root, parts, group=dataset.info["group"])
 
 
 class _Phantoms(Samples):
@@ -235,4 +237,4 @@ class _Phantoms(Samples):
 def _phantoms() -> Collection:
   phantoms = Phantoms((96, 96), (12, 64, 64))
   parts = {split: _Phantoms(phantoms, split) for split in PHANTOM_SPLITS}
-  return Collection(phantoms.name, phantoms.version, None, parts)
+  return Collection(phantoms.name, phantoms.version, None, parts, group="phantom")

@@ -19,7 +19,7 @@ from medflax.utils import UserError
 
 CLOSED, OPEN = "closed", "open"
 DOMINANT, _LEAST = 0.95, 20  # an answer with more than this share of a task of at least so many
-_TYPE_KEY = "answer_type"
+TYPE_KEY = "answer_type"
 _NAMED = 3  # examples in a warning
 _MOST_VALUES = 10_000  # a key of more than so many different ones is not counted
 
@@ -135,9 +135,9 @@ class _Tally:
     self.answer_words.append(len(sample.answer.split()))
     if not sample.answer.strip():
       self.unanswered.append(sample.id)
-    for name in sample.meta.keys() - self._texts:
-      if (value := sample.meta[name]) not in ("", None):
-        self.meta[name][_label(value)] += 1
+    for name, value in sample.meta.items():
+      if name not in self._texts and value not in ("", None):
+        self.meta[name][label(value)] += 1
         if len(self.meta[name]) > _MOST_VALUES:
           del self.meta[name]
           self._texts.add(name)
@@ -145,13 +145,16 @@ class _Tally:
 
 def answer_type(sample: Sample) -> str:
   """What the data say, else "closed" where there are choices or the answer is yes or no."""
-  said = sample.meta.get(_TYPE_KEY)
+  said = sample.meta.get(TYPE_KEY)
   if said in (OPEN, CLOSED):
     return said
   return CLOSED if sample.choices or sample.answer.lower() in ("yes", "no") else OPEN
 
 
-def _label(value: Any) -> str:
+def label(value: Any) -> str:
+  """A value of `Sample.meta` as text."""
+  if isinstance(value, list) and all(isinstance(item, str) for item in value):
+    return ", ".join(value)
   return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
