@@ -20,7 +20,7 @@ MAX_PIXELS = 89_478_485
 _DEFLATE = 1100  # no PNG grows more than this (1032 times, RFC 1951, and some slack)
 _ORIENTATION = 0x0112  # EXIF; from 5 on, rows are columns
 _RAW_MODES = ("I", "I;16", "I;16B", "I;16L")  # one channel of more than 8 bits
-_TURNS = (b"Exif\0\0", b"Orientation")  # one of them stands in a JPEG that asks to be rotated
+_MARKER, _START, _SCAN, _APP1 = 0xFF, 0xD8, 0xDA, 0xE1  # of JPEG segments, ITU-T T.81, table B.1
 # The colour spaces of JPEGs that need nothing but decoding, and what they are decoded to.
 _PLAIN = {"Gray": "GRAY", "YCbCr": "RGB", "RGB": "RGB"}
 
@@ -78,7 +78,7 @@ def _plain_jpeg(
 
   The decoder scales by eighths.
   """
-  if not content.startswith(b"\xff\xd8") or any(mark in content for mark in _TURNS):
+  if not _is_upright(content):
     return None
   try:
     height, width, space, _ = simplejpeg.decode_jpeg_header(content)
@@ -89,6 +89,18 @@ def _plain_jpeg(
     return simplejpeg.decode_jpeg(content, _PLAIN[space], min_height=least[0], min_width=least[1])
   except ValueError:  # damaged, or nothing that libjpeg-turbo knows
     return None
+
+
+def _is_upright(content: bytes) -> bool:
+  """Whether this is a JPEG without an APP1 segment: EXIF and XMP, which may ask for a rotation."""
+  if content[:2] != bytes((_MARKER, _START)):
+    return False
+  at, end = 2, len(content) - 4
+  while at < end and content[at] == _MARKER and content[at + 1] != _APP1:
+    if content[at + 1] == _SCAN:
+      return True
+    at += 2 + (content[at + 2] << 8 | content[at + 3])
+  return False
 
 
 def _least(size: Sequence[int], smallest: Sequence[int]) -> tuple[int, int]:
