@@ -34,7 +34,7 @@ def write_comparison(path: pathlib.Path, comparison: Mapping[str, Any]) -> pathl
     comparison: as in compare.json: `systems`, their names; `rows`, each with "name",
       "num_shots", "condition", "metric", "slice", "values" of the systems (None where one has
       none), "difference" of the second to the first {"value", "ci95", "p"} or None, and "mcnemar"
-      {"b", "c", "p"} or None; `left_out`, what could not be compared. And, not in the file,
+      {"only_a", "only_b", "p"} or None; `left_out`, what could not be compared. And, not in the file,
       `disagreements`: questions that not all systems answer alike, each with "id", "task",
       "num_shots", "condition", "question", "answer", and of every system "predictions" and
       "correct".
@@ -118,7 +118,9 @@ def _paired(row: Row) -> str:
     return "<td></td><td></td><td></td>"
   low, high = difference["ci95"]
   test = (
-    f"{mcnemar['b']:,} / {mcnemar['c']:,}<small>p {_p(mcnemar['p'])}</small>" if mcnemar else ""
+    f"{mcnemar['only_a']:,} / {mcnemar['only_b']:,}<small>p {_p(mcnemar['p'])}</small>"
+    if mcnemar
+    else ""
   )
   return (
     f"<td>{_signed(difference['value'])}<small>{_signed(low)} – {_signed(high)}</small></td>"

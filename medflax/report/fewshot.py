@@ -54,10 +54,10 @@ def few_shot_section(evaluations: Iterable[Evaluation], *, every_metric: bool) -
     "Few-shot results",
     "".join(pairs),
     "Each question is asked after 0 to k worked examples; intervals hold at 95 %, with groups "
-    "(patients, say) as what was sampled. Controls ask it with another image (one of the examples', or without any "
-    "another question's), with blank images, or with the text alone: what remains there is not "
-    "seen but guessed. Chance picks among the question's choices; majority always gives the most "
-    "frequent answer.",
+    "(patients, say) as what was sampled. Controls ask it with another image (one of the "
+    "examples', or without any another question's), with blank images, or with the text alone: "
+    "what remains there is not seen but guessed. Chance picks among the question's choices; "
+    "majority always gives the most frequent answer.",
   )
 
 

@@ -46,7 +46,7 @@ def _row(difference, ci95, **changes) -> dict:
     "slice": "",
     "values": [made.measurement(0.5), made.measurement(0.5 + difference)],
     "difference": {"value": difference, "ci95": list(ci95), "p": 0.0004},
-    "mcnemar": {"b": 17, "c": 4, "p": 0.007},
+    "mcnemar": {"only_a": 17, "only_b": 4, "p": 0.007},
   } | changes
 
 
