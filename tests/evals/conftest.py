@@ -43,7 +43,9 @@ class Oracle(nn.Module):
     media_first,
     positions,
     segment_ids,
-    cache_size,
+    length,
+    branches=1,
+    prefix=None,
   ):
     if features is None:  # a prompt of text alone
       kind = jnp.zeros(len(tokens), jnp.int32)
@@ -52,7 +54,7 @@ class Oracle(nn.Module):
     kind = (features[:, :, 0, 0] * shown).sum(1).astype(jnp.int32)
     return self.emit(kind, 0), {"kind": kind, "step": jnp.asarray(1)}
 
-  def decode_step(self, tokens, cache):
+  def extend(self, tokens, cache, seen):
     return self.emit(cache["kind"], cache["step"]), cache | {"step": cache["step"] + 1}
 
   def emit(self, kind, step):
