@@ -20,6 +20,7 @@ INSTALL_REQUIRES = [
   "pillow>=11",  # PNG and JPEG
   "pydicom>=3.0",  # DICOM; 3.0 has the pixel API that is used
   "tensorboardX>=2.6.2",  # TensorBoard events without TensorFlow
+  "simplejpeg>=1.8",  # libjpeg-turbo into arrays: most JPEGs in half of Pillow's time
   "safetensors>=0.5",  # weights in and out, never pickles
   "scipy>=1.13",  # affine maps of volumes; jax needs it anyway
   "tokenizers>=0.21",  # byte-level BPE, the shipped tokenizer
@@ -78,7 +79,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["medflax", "medflax.*"]),
-  package_data={"medflax": ["**/*.json", "**/*.html", "**/*.css", "**/*.safetensors"]},
+  package_data={"medflax": ["**/*.json", "**/*.html", "**/*.css", "**/*.js", "**/*.safetensors"]},
   install_requires=INSTALL_REQUIRES,
   extras_require=EXTRAS_REQUIRE,
   classifiers=[

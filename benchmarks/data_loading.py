@@ -169,17 +169,18 @@ def main() -> None:
   parser.add_argument("--memory", type=int, metavar="N", help="samples to read in a worker")
   flags = parser.parse_args()
   with tempfile.TemporaryDirectory() as scratch:
-    made = {name: pathlib.Path(scratch) / name for name in ("512", "1024", "own", "volumes")}
+    made = {name: pathlib.Path(scratch) / name for name in ("224", "512", "1024", "own", "volumes")}
     for path in made.values():
       path.mkdir()
     make_images(made["512"], flags.count, 512)
     if flags.memory:
       return worker_memory(made["512"], flags.memory)
+    make_images(made["224"], flags.count, 224)
     make_images(made["1024"], flags.count // 4, 1024)
     make_volumes(made["volumes"], 8)
     print(f"grain {grain.__version__}, Pillow {PIL.__version__}, {WINDOWS} windows\n")
     print("| files | medflax /s | torch /s | ratio |\n|---|---|---|---|")
-    cases = [("JPEG 512 × 512", "512", "image"), ("JPEG 1024 × 1024", "1024", "image")]
+    cases = [(f"JPEG {side} × {side}", side, "image") for side in ("224", "512", "1024")]
     if flags.images:
       copy_images(made["own"], flags.images, flags.count)
       cases.append((f"JPEGs of {flags.images.name}", "own", "image"))

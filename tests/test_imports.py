@@ -33,8 +33,18 @@ LAYERS = {
   "models": ("utils",),
   "pretrained": ("models", "utils"),
   "inference": ("models", "utils"),
-  "evals": ("data", "data.pipeline", "inference", "metrics", "models", "parallel", "utils"),
-  "leakage": ("data", "evals", "models", "pretrained", "report", "utils"),
+  "evals": (
+    *("data", "data.pipeline", "inference", "leakage.check", "leakage.pictures", "metrics"),
+    *("models", "parallel", "utils"),
+  ),
+  "leakage.pictures": ("data",),
+  "leakage.search": (),
+  "leakage.sides": ("data", "leakage.pictures", "utils"),
+  "leakage.check": ("data", "leakage.pictures", "leakage.search", "leakage.sides"),
+  "leakage": (
+    *("data", "evals", "leakage.check", "leakage.pictures", "leakage.search", "leakage.sides"),
+    *("models", "pretrained", "report", "utils"),
+  ),
   "train_step": ("models", "peft", "utils"),
   "summary": ("parallel", "train_step"),
   "build": (

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from medflax.data.builders import store
@@ -56,6 +56,10 @@ class Samples(Protocol):
     """The sample without its media."""
     ...
 
+  def texts(self) -> Iterator[Sample]:
+    """All samples without their media."""
+    return map(self.text, range(len(self)))
+
 
 @dataclasses.dataclass(frozen=True)
 class Collection:
@@ -67,6 +71,7 @@ class Collection:
     root: the folder; None for generated data.
     splits: the samples by split, none of them empty.
     bad: rows that cannot be used: dicts of `line`, `id` and `reason`.
+    group: what a group of it is, as "patient"; "" where that is not known.
   """
 
   name: str
@@ -74,6 +79,7 @@ class Collection:
   root: pathlib.Path | None
   splits: Mapping[str, Samples]
   bad: Sequence[Mapping[str, Any]] = ()
+  group: str = ""
 
 
 def browse(where: str) -> Collection:
@@ -106,7 +112,7 @@ def _native(scan: Scan) -> Media:
   return to_media(scan if shape == scan.array.shape[:-1] else fit(scan, shape))
 
 
-class _Rows:
+class _Rows(Samples):
   """Rows of a manifest as `Samples`."""
 
   def __init__(self, rows: Sequence[Row], source: Source, root: pathlib.Path):
@@ -169,7 +175,7 @@ def _order(split: str) -> tuple[int, str]:
   return (known.index(split) if split in known else len(known), split)
 
 
-class _Prepared:
+class _Prepared(Samples):
   """A split of a prepared data set as `Samples`."""
 
   def __init__(self, dataset: PreparedDataset, split: str):
@@ -187,18 +193,10 @@ class _Prepared:
     return dataclasses.replace(self.text(index), media=media)
 
   def text(self, index: int) -> Sample:
-    record = self._record(index)
-    return Sample(
-      id=record["id"],
-      media=(),
-      question=record["question"],
-      answer=record["answer"],
-      source=Source(self._dataset.name, self._dataset.version, self._split),
-      task=record["task"],
-      choices=tuple(record["choices"]),
-      group=record["group"],
-      meta=record["meta"] | {"answer_type": record["answer_type"]},
-    )
+    return self._samples.text(index)
+
+  def texts(self) -> Iterator[Sample]:
+    return self._dataset.texts(self._split)
 
   def _record(self, index: int) -> dict[str, Any]:
     return json.loads(self._dataset.stored(self._split, index))
@@ -211,10 +209,10 @@ def _prepared(root: pathlib.Path) -> Collection:
     for split, count in sorted(dataset.splits.items(), key=lambda item: _order(item[0]))
     if count
   }
-  return Collection(dataset.name, dataset.version, root, parts)
+  return Collection(dataset.name, dataset.version, root, parts, group=dataset.info["group"])
 
 
-class _Phantoms:
+class _Phantoms(Samples):
   """The first phantoms of every task in turn as `Samples`."""
 
   def __init__(self, phantoms: Phantoms, split: str):
@@ -239,4 +237,4 @@ class _Phantoms:
 def _phantoms() -> Collection:
   phantoms = Phantoms((96, 96), (12, 64, 64))
   parts = {split: _Phantoms(phantoms, split) for split in PHANTOM_SPLITS}
-  return Collection(phantoms.name, phantoms.version, None, parts)
+  return Collection(phantoms.name, phantoms.version, None, parts, group="phantom")

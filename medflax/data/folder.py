@@ -167,9 +167,14 @@ class FolderDataset:
   def sample(self, row: Row, epoch: int | None = None) -> Sample:
     """Decodes a row; `epoch` is that of the draws, None: there are none."""
     text = sample_text(row.question, row.answer, row.choices)
+    media = tuple(self._media(kind, path, epoch, text) for kind, path in row.media)
+    return dataclasses.replace(self.text(row), media=media)
+
+  def text(self, row: Row) -> Sample:
+    """A row without its media."""
     return Sample(
       id=row.id,
-      media=tuple(self._media(kind, path, epoch, text) for kind, path in row.media),
+      media=(),
       question=row.question,
       answer=row.answer,
       source=Source(self.name, self.version, row.split),
@@ -251,6 +256,10 @@ class FolderSamples:
   def read(self, index: int, epoch: int) -> Sample:
     """The row, with the draws of an epoch if there are any."""
     return self._dataset.sample(self._rows[index], epoch if self._augmented else None)
+
+  def text(self, index: int) -> Sample:
+    """The row without its media; nothing is decoded."""
+    return self._dataset.text(self._rows[index])
 
 
 def _read_manifest(root: str | os.PathLike, manifest: str) -> bytes:

@@ -8,7 +8,7 @@ from medflax.data.documents import MEDIA_RANKS, Media
 from medflax.data.transforms import Transform, apply_transforms, build_transforms
 from medflax.data.transforms.augment import Affine, Flip
 from medflax.data.transforms.grids import fit
-from medflax.data.transforms.intensity import Intensity, to_bytes, to_media
+from medflax.data.transforms.intensity import Intensity, show, to_bytes, to_media
 from medflax.data.transforms.scan import Scan
 from medflax.utils import UserError, pick
 
@@ -67,6 +67,8 @@ class MediaChain:
     Raises:
       UserError: as a predicate of the scan.
     """
+    if scan.kind in self._plain:
+      return self._sized(show(scan))
     if draw is None:
       chain, draw = self._settled[scan.kind], Draw(0, 0, "")
     else:
@@ -74,6 +76,9 @@ class MediaChain:
     scan = apply_transforms(
       chain, scan, seed=self._seed, epoch=draw.epoch, index=draw.index, text=draw.text
     )
+    return self._sized(scan)
+
+  def _sized(self, scan: Scan) -> Media:
     size = self._sizes.get(scan.kind)
     return to_media(fit(to_bytes(scan), size) if size else scan)
 

@@ -45,8 +45,10 @@ CHANNELS = {IMAGE: 3, VOLUME: 1}
 
 # Arrays of workers as large as this come through shared memory; smaller ones are not worth a file.
 _SHARED_BYTES = 2**16
-# Threads of the process (or of each worker process) that read ahead, and how far.
-_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=32)
+# Documents that a thread reads at a time: switching costs as much as a document's bookkeeping.
+_CHUNK = 8
+# Threads of the process (or of each worker process) that read ahead, and how many chunks.
+_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 _STATE_FORMAT = 2
 # What is counted for all data and for each entry of the mixture.
 _COUNTED = ("documents", "tokens", "media", "dropped_chunks", "cut_tokens")
@@ -114,15 +116,24 @@ class Encode:
     return encoded
 
 
-def _to_arrays(encoded: Encoded) -> dict[str, Any]:
+def _to_arrays(chunk: Sequence[Encoded]) -> list[dict[str, Any]]:
   """Media as plain arrays, which workers hand over in shared memory."""
-  return encoded | {"media": [(media.kind, media.array) for media in encoded["media"]]}
+  arrays = lambda encoded: [(media.kind, media.array) for media in encoded["media"]]
+  return [encoded | {"media": arrays(encoded)} for encoded in chunk]
 
 
-def _from_arrays(encoded: dict[str, Any]) -> Encoded:
+def _from_arrays(chunk: Sequence[dict[str, Any]]) -> list[Encoded]:
   """Copies, since shared memory is scarce and a document may wait for its group to fill."""
-  media = [Media(np.array(array), kind) for kind, array in encoded["media"]]
-  return Encoded(**encoded | {"media": media})
+  media = lambda encoded: [Media(np.array(array), kind) for kind, array in encoded["media"]]
+  return [Encoded(**encoded | {"media": media(encoded)}) for encoded in chunk]
+
+
+def _each(chunks: grain.DatasetIterator) -> Iterator[Encoded]:
+  try:
+    for chunk in chunks:
+      yield from chunk
+  finally:
+    chunks.close()
 
 
 def _num_shots(value: Any) -> int | tuple[int, int]:
@@ -335,14 +346,15 @@ def train_iterator(
 
   def read(start: int) -> Iterator[Encoded]:
     stream = grain.MapDataset.mix([documents[shard][start:] for shard in shards])
+    stream = stream.batch(_CHUNK, batch_fn=list)
     if not config.data.num_workers:
-      return iter(stream.to_iter_dataset(_READ))
+      return _each(iter(stream.to_iter_dataset(_READ)))
     stream = stream.map(_to_arrays).to_iter_dataset(_READ)
     stream = grain.experimental.WithOptionsIterDataset(
       stream, grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
     )
     stream = stream.mp_prefetch(grain.MultiprocessingOptions(config.data.num_workers))
-    return iter(stream.map(_from_arrays))
+    return _each(iter(stream.map(_from_arrays)))
 
   packed = PackedRows(read, shards, shape, config.data.packing_bins, seed)
   return TrainIterator(packed, shards, shard_count, rows, shape, tokenizer.pad_id)

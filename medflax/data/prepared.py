@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -29,7 +29,7 @@ from medflax.data.media_chain import Draw, MediaChain, sample_text
 from medflax.data.support import TRAIN_PASSES, PoolEpisodes, split_episodes
 from medflax.utils import UserError, nearest
 
-_AT_ONCE = 4096  # records read for their ids
+_AT_ONCE = 4096  # records
 
 
 class PreparedDataset:
@@ -108,7 +108,7 @@ class PreparedDataset:
     listed = read_exclusions(path, self.name)
     if not listed:
       return
-    ids = {split: self._ids(split) for split in self._used}
+    ids = {split: [text.id for text in self.texts(split)] for split in self._used}
     report_exclusions(path, self.name, listed, itertools.chain(*ids.values()))
     reason = f"in {path}"
     self._used = {
@@ -135,17 +135,6 @@ class PreparedDataset:
     if found != sum(shard["records"] for shard in shards):
       raise self._damaged(part)
     return source
-
-  def _ids(self, split: str) -> list[str]:
-    """Of all records, which are read for it: the index has none."""
-    count, ids = len(self._shards[split]), []
-    for start in range(0, count, _AT_ONCE):
-      try:
-        records = self._shards[split].__getitems__(range(start, min(start + _AT_ONCE, count)))
-      except RuntimeError:
-        raise self._damaged(split) from None
-      ids += [json.loads(record)["id"] for record in records]
-    return ids
 
   def _damaged(self, part: str, where: str = "") -> UserError:
     return UserError(f"{self._root} has damaged {part} shards{where}; prepare it again elsewhere")
@@ -213,12 +202,37 @@ class PreparedDataset:
       index: of the record.
       epoch: of the draws of transforms; None: nothing is left to chance.
     """
-    record = json.loads(self.stored(split, index))
+    record = self._record(split, index)
     text = sample_text(record["question"], record["answer"], record["choices"])
     draw = lambda number: None if epoch is None else Draw(epoch, number, text)
+    media = tuple(self._media(kind, number, draw(number)) for kind, number in record["media"])
+    return self._sample(split, record, media)
+
+  def text(self, split: str, index: int) -> Sample:
+    """Record `index` of a split without its media."""
+    return self._sample(split, self._record(split, index), ())
+
+  def texts(self, split: str) -> Iterator[Sample]:
+    """All records of a split without their media, also those left out; much faster than `text`.
+
+    Raises:
+      UserError: if the shards are damaged.
+    """
+    count = len(self._shards[split])
+    for start in range(0, count, _AT_ONCE):
+      try:
+        records = self._shards[split].__getitems__(range(start, min(start + _AT_ONCE, count)))
+      except RuntimeError:  # the shards have checksums
+        raise self._damaged(split) from None
+      yield from (self._sample(split, json.loads(record), ()) for record in records)
+
+  def _record(self, split: str, index: int) -> dict[str, Any]:
+    return json.loads(self.stored(split, index))
+
+  def _sample(self, split: str, record: Mapping[str, Any], media: tuple[Media, ...]) -> Sample:
     return Sample(
       id=record["id"],
-      media=tuple(self._media(kind, number, draw(number)) for kind, number in record["media"]),
+      media=media,
       question=record["question"],
       answer=record["answer"],
       source=Source(self.name, self.version, split),
@@ -278,6 +292,10 @@ class PreparedSamples:
   def read(self, index: int, epoch: int) -> Sample:
     """The record, with the draws of an epoch if there are any."""
     return self._dataset.sample(self._split, self._rows[index], epoch if self._augmented else None)
+
+  def text(self, index: int) -> Sample:
+    """The record without its media; nothing is decoded."""
+    return self._dataset.text(self._split, self._rows[index])
 
 
 class PreparedDocuments(Sequence[Document]):

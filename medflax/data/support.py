@@ -1,14 +1,15 @@
 """Few-shot episodes from a pool of real samples."""
 
 import collections
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
 from medflax.data.documents import Episode, Sample, SampleSource
-from medflax.utils import UserError
+from medflax.utils import UserError, nearest
 
 
 @runtime_checkable
@@ -27,9 +28,16 @@ class PoolSource(SampleSource, Protocol):
     """Sample `index`; where media are augmented, anew for every `epoch`."""
     ...
 
+  def text(self, index: int) -> Sample:
+    """Sample `index` without its media, none of which is decoded."""
+    ...
+
 
 # Training comes back to a sample with new support, so it is a generator in all but name.
 TRAIN_PASSES = 1000
+_TRIES = 256
+_KEYS = ("id", "task", "group", "question", "answer", "choices")  # beside those of `Sample.meta`
+_MOST_VALUES = 12  # named in a message
 
 
 class PoolEpisodes(Sequence[Episode]):
@@ -62,20 +70,21 @@ class PoolEpisodes(Sequence[Episode]):
     self._queries, self._pool, self._seed = queries, pool, tuple(seed)
     self._length = len(queries) if num_episodes is None else num_episodes
     self._order = np.random.default_rng(self._seed).permutation(len(queries))
-    _, (self._query_groups, self._groups) = _codes(queries.groups, pool.groups)
-    num_topics, (self._query_topics, topics) = _codes(queries.topics, pool.topics)
-    self._by_topic = [np.flatnonzero(topics == topic) for topic in range(num_topics)]
+    _, (self._query_groups, self._groups) = codes(queries.groups, pool.groups)
+    num_topics, (self._query_topics, topics) = codes(queries.topics, pool.topics)
+    self._by_topic = split_codes(topics, num_topics)
+    self._all = np.arange(len(pool))
     self._check_pool()
 
   def _check_pool(self):
-    members = collections.Counter(self._groups.tolist())
-    for group in np.unique(self._query_groups).tolist():
-      eligible = len(self._pool) - members[group]
+    sizes = collections.Counter(self._groups.tolist())
+    for place, group in enumerate(self._query_groups.tolist()):
+      eligible = len(self._pool) - sizes[group]
       if eligible < self._high:
         raise UserError(
           f"{self._high} shots need as many samples outside the query's group, and the pool holds "
-          f"{eligible} for group {self._queries.groups[self._query_groups.tolist().index(group)]!r}"
-          f" ({len(self._pool)} in all); lower num_shots or add training samples"
+          f"{eligible} for group {self._queries.groups[place]!r} ({len(self._pool)} in all); lower "
+          "num_shots or add training samples"
         )
 
   def __len__(self) -> int:
@@ -91,29 +100,14 @@ class PoolEpisodes(Sequence[Episode]):
 
   def support_indices(self, index: int, query: int) -> list[int]:
     """Positions in the pool of episode `index`'s support samples, in the order shown."""
+    if not self._high:
+      return []
     rng = np.random.default_rng((*self._seed, index))
     count = int(rng.integers(self._low, self._high + 1))
-    chosen: list[int] = []
-    for candidates in (self._by_topic[self._query_topics[query]], np.arange(len(self._pool))):
-      if len(chosen) < count:
-        excluded = int(self._query_groups[query])
-        chosen += self._draw(rng.permutation(candidates), count - len(chosen), excluded, chosen)
-    return rng.permutation(np.array(chosen, int)).tolist()
-
-  def _draw(
-    self, shuffled: Int[np.ndarray, " n"], count: int, excluded: int, chosen: list[int]
-  ) -> list[int]:
-    """The first `count` not in the `excluded` group nor `chosen`, those of new groups before."""
-    fresh, repeats, groups = [], [], {excluded}
-    for index in shuffled.tolist():
-      group = int(self._groups[index])
-      if group == excluded or index in chosen:
-        continue
-      (repeats if group in groups else fresh).append(index)
-      groups.add(group)
-      if len(fresh) == count:
-        break
-    return (fresh + repeats)[:count]
+    stages = (self._by_topic[self._query_topics[query]], self._all)
+    excluded = self._query_groups[query]
+    drawn = draw(rng, stages, self._groups, lambda i: bool(self._groups[i] != excluded))
+    return rng.permutation(np.array(list(itertools.islice(drawn, count)), int)).tolist()
 
 
 def split_episodes(
@@ -151,8 +145,163 @@ def split_episodes(
   )
 
 
-def _codes(*columns: Sequence[str]) -> tuple[int, list[Int[np.ndarray, " n"]]]:
+def shuffled(rng: np.random.Generator, candidates: Int[np.ndarray, " n"]) -> Iterator[int]:
+  """All candidates in an order that is uniform at random.
+
+  The first of very many cost no permutation of all: what is drawn with replacement begins one, in
+  the order in which it first appears.
+  """
+  seen: dict[int, None] = {}
+  if len(candidates) > _TRIES:
+    for place in rng.integers(len(candidates), size=_TRIES).tolist():
+      if place not in seen:
+        seen[place] = None
+        yield int(candidates[place])
+  yield from rng.permutation(np.delete(candidates, np.array(list(seen), int))).tolist()
+
+
+def draw(
+  rng: np.random.Generator,
+  stages: Sequence[Int[np.ndarray, " _"]],
+  groups: Int[np.ndarray, " pool"],
+  eligible: Callable[[int], bool],
+) -> Iterator[int]:
+  """Positions in the pool, none twice, as long as there are eligible ones in any of `stages`.
+
+  Those of the first stage come first, and within a stage those of groups not drawn yet.
+  """
+  given: set[int] = set()
+  drawn: set[int] = set()
+  for stage in stages:
+    for index in _new_groups_first(rng, stage, groups, eligible, drawn):
+      if index not in given:
+        given.add(index)
+        yield index
+
+
+def draw_balanced(
+  rng: np.random.Generator,
+  classes: Sequence[Int[np.ndarray, " _"]],
+  groups: Int[np.ndarray, " pool"],
+  eligible: Callable[[int], bool],
+) -> Iterator[int]:
+  """Eligible positions of each class in turn, in a random order of disjoint classes.
+
+  However many are taken, no class has two more than another that is not used up. Within a class,
+  those of groups not drawn yet come first.
+  """
+  drawn: set[int] = set()
+  order = rng.permutation(len(classes)).tolist()
+  turns = [_new_groups_first(rng, classes[c], groups, eligible, drawn) for c in order]
+  while turns:
+    going = []
+    for turn in turns:
+      if (index := next(turn, None)) is not None:
+        going.append(turn)
+        yield index
+    turns = going
+
+
+def _new_groups_first(
+  rng: np.random.Generator,
+  candidates: Int[np.ndarray, " n"],
+  groups: Int[np.ndarray, " pool"],
+  eligible: Callable[[int], bool],
+  drawn: set[int],
+) -> Iterator[int]:
+  """The eligible candidates at random, those of groups not in `drawn` first; adds to it."""
+  repeats = []
+  for index in shuffled(rng, candidates):
+    if not eligible(index):
+      continue
+    group = int(groups[index])
+    if group in drawn:
+      repeats.append(index)
+    else:
+      drawn.add(group)
+      yield index
+  yield from repeats
+
+
+class Subset:
+  """Some samples of a `PoolSource`, itself one."""
+
+  def __init__(self, source: PoolSource, positions: Sequence[int]):
+    self._source, self._positions = source, positions
+    self.groups: Sequence[str] = [source.groups[i] for i in positions]
+    self.topics: Sequence[str] = [source.topics[i] for i in positions]
+
+  def __len__(self) -> int:
+    return len(self._positions)
+
+  def __getitem__(self, index: int) -> Sample:
+    return self.read(index, 0)
+
+  def read(self, index: int, epoch: int) -> Sample:
+    """The sample, as its source reads it."""
+    return self._source.read(self._positions[index], epoch)
+
+  def text(self, index: int) -> Sample:
+    """The sample without its media."""
+    return self._source.text(self._positions[index])
+
+
+def record(sample: Sample) -> dict[str, Any]:
+  """A sample's keys, by which it can be selected."""
+  named = {key: getattr(sample, key) for key in _KEYS}
+  return {**sample.meta, **named}
+
+
+def select(place: str, source: PoolSource, where: Mapping[str, Any]) -> PoolSource:
+  """The samples whose record has the values of `where`, without decoding media.
+
+  Values are compared as text. Several, as a tuple or list, are alternatives; a record that has a
+  list needs one of them in it.
+
+  Raises:
+    UserError: naming `place`, if no record has a key, or none has the values.
+  """
+  if not where:
+    return source
+  wanted = {key: set(_texts(value)) for key, value in where.items()}
+  held: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+  keys: set[str] = set()
+  kept = []
+  for index in range(len(source)):
+    found = record(source.text(index))
+    keys |= found.keys()
+    values = {key: _texts(found.get(key, ())) for key in wanted}
+    for key in wanted:
+      held[key].update(values[key])
+    if all(not wanted[key].isdisjoint(values[key]) for key in wanted):
+      kept.append(index)
+  for key in wanted:
+    if key not in keys:
+      raise UserError(f"{place}: no record has the key {key!r}{nearest(key, keys)}")
+  if not kept:
+    there = "; ".join(f"{key} is one of {_listed(held[key])}" for key in wanted)
+    raise UserError(f"{place} leaves none of {len(source):,} samples: {there}")
+  return Subset(source, kept)
+
+
+def _texts(value: Any) -> list[str]:
+  return [str(x) for x in value] if isinstance(value, list | tuple) else [str(value)]
+
+
+def _listed(values: Mapping[str, int]) -> str:
+  names = sorted(values)
+  more = f", … ({len(names):,} in all)" if len(names) > _MOST_VALUES else ""
+  return ", ".join(map(repr, names[:_MOST_VALUES])) + more
+
+
+def codes(*columns: Sequence[str]) -> tuple[int, list[Int[np.ndarray, " _"]]]:
   """Strings as integers, shared between columns: how many there are, and the columns."""
-  codes: dict[str, int] = {}
-  coded = [np.array([codes.setdefault(x, len(codes)) for x in column], int) for column in columns]
-  return len(codes), coded
+  known: dict[str, int] = {}
+  coded = [np.array([known.setdefault(x, len(known)) for x in column], int) for column in columns]
+  return len(known), coded
+
+
+def split_codes(coded: Int[np.ndarray, " n"], count: int) -> list[Int[np.ndarray, " _"]]:
+  """For each of `count` codes its positions, ascending."""
+  order = np.argsort(coded, kind="stable")
+  return np.split(order, np.searchsorted(coded[order], np.arange(1, count)))

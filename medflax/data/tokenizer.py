@@ -5,6 +5,7 @@ text. Special tokens come from `Media` and `Special` segments alone (see encode.
 """
 
 import functools
+import json
 import pathlib
 import re
 from collections.abc import Iterable
@@ -76,16 +77,25 @@ class Tokenizer:
     return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
   def pieces(self) -> list[bytes]:
-    """What each token adds to a text that it stands in; special tokens add nothing."""
-    to_bytes = _byte_level if '"ByteLevel"' in self._backend.to_str() else _sentence_piece
-    added = self._backend.get_added_tokens_decoder()
-    pieces = []
-    for index in range(self.vocab_size):
-      if index in added:
-        pieces.append(b"" if added[index].special else added[index].content.encode())
-      else:
-        pieces.append(to_bytes(self._backend.id_to_token(index) or ""))
-    return pieces
+    """What each token adds to a text, in UTF-8, by id; special tokens add nothing.
+
+    Raises:
+      UserError: for tokens that are neither of bytes nor SentencePiece's.
+    """
+    told = json.loads(self._backend.to_str())["decoder"] or {}
+    kinds = {part["type"] for part in (told, *told.get("decoders", ()))}
+    if not kinds & {"ByteLevel", "Metaspace", "ByteFallback"}:
+      raise UserError(
+        f"tokenizer {self._origin[0]}: stop strings need a byte-level or SentencePiece tokenizer"
+      )
+    spell = _byte_level if "ByteLevel" in kinds else _sentence_piece
+    pieces = {
+      index: spell(token)
+      for token, index in self._backend.get_vocab(with_added_tokens=False).items()
+    }
+    for index, token in self._backend.get_added_tokens_decoder().items():
+      pieces[index] = b"" if token.special else token.content.encode()
+    return [pieces.get(index, b"") for index in range(max(pieces) + 1)]
 
   def special_id(self, token: str) -> int:
     """The id of a special token by name.
@@ -99,29 +109,25 @@ class Tokenizer:
     return self._special_ids[token]
 
 
-def _byte_characters() -> dict[str, int]:
-  """GPT-2's characters for bytes: those that print are themselves, others follow from 256 on."""
-  printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  others = [byte for byte in range(256) if byte not in printing]
-  return {chr(byte): byte for byte in printing} | {
-    chr(256 + place): byte for place, byte in enumerate(others)
-  }
-
-
-_BYTES = _byte_characters()
-_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
-
-
 def _byte_level(token: str) -> bytes:
-  return b"".join(
-    bytes([_BYTES[character]]) if character in _BYTES else character.encode() for character in token
-  )
+  """The bytes of a token of GPT-2's alphabet, which has a printable character for each."""
+  byte_of = _byte_alphabet()
+  return b"".join(byte_of.get(c, c.encode()) for c in token)
+
+
+@functools.cache
+def _byte_alphabet() -> dict[str, bytes]:
+  """Printable Latin-1 stands for itself, the other bytes in their order for U+0100 and on."""
+  printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+  others = [byte for byte in range(256) if byte not in printable]
+  shifted = {chr(0x100 + i): bytes([byte]) for i, byte in enumerate(others)}
+  return {chr(byte): bytes([byte]) for byte in printable} | shifted
 
 
 def _sentence_piece(token: str) -> bytes:
-  """SentencePiece's: `▁` is a space, `<0x0A>` a byte."""
-  if match := _FALLBACK.fullmatch(token):
-    return bytes([int(match[1], 16)])
+  """A piece's text: "▁" is a space, "<0x0A>" a byte."""
+  if re.fullmatch("<0x[0-9A-F]{2}>", token):
+    return bytes([int(token[3:5], 16)])
   return token.replace("▁", " ").encode()
 
 

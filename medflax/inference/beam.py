@@ -1,22 +1,22 @@
 """Beam search with a key-value cache: several continuations kept side by side, the best returned.
 
-Beams are rows of the cache, put in a new order at every step. What becomes of a continuation that
-has stopped, and how long ones compare with short ones, is a ranking's; see `RANKINGS`.
+The tokens of all beams of a row stand in its cache one after the other and stay there; a beam sees
+those that it is made of. What becomes of a continuation that has stopped, and how long ones
+compare with short ones, is a ranking's; see `RANKINGS`.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, Int8, PyTree
 
-from medflax.inference.decode import prefill
-
-NEVER = -1e9  # log-probability of what cannot be
+from medflax.inference.guide import NEVER, Guide
+from medflax.inference.stops import Stops
 
 
 class Beams(NamedTuple):
@@ -27,12 +27,14 @@ class Beams(NamedTuple):
     scores: log-probabilities as the ranking compares them.
     lengths: tokens with the stop token.
     stopped: which have ended; an answer cut at the last step has where the ranking says so.
+    reason: why, a key of `stops.STOP_REASONS`.
   """
 
   tokens: Int[Array, "b k n"]
   scores: Float[Array, "b k"]
   lengths: Int[Array, "b k"]
   stopped: Bool[Array, "b k"]
+  reason: Int8[Array, "b k"]
 
   def take(self, index: Int[Array, "b k2"]) -> "Beams":
     """Beams by their places."""
@@ -56,13 +58,17 @@ class Step(NamedTuple):
   going: Bool[Array, " b"]
 
 
-class Rules(NamedTuple):
-  """Arguments of `beam_search` that rankings need."""
+# Why tokens end the beams that they continue: the tokens and the beams' places to the reasons.
+Ends = Callable[[Int[Array, "b c"], Int[Array, "b c"]], Int8[Array, "b c"]]
 
-  stop_ids: Int[Array | np.ndarray, " stops"]
+
+class Rules(NamedTuple):
+  """Arguments of `beam_search` that rankings need, and what ends a beam at this step."""
+
   pad_id: Int[Array | np.ndarray, ""] | int
   length_penalty: Float[Array, ""] | float
   early_stopping: bool
+  ends: Ends
 
 
 def _candidates(
@@ -88,8 +94,9 @@ def _apart(
   k, running = before.running.scores.shape[1], before.running
   totals = running.scores[..., None] + logprobs
   beams, token, source = _candidates(running, totals, totals, 2 * k, step)
-  beams = beams._replace(lengths=jnp.full_like(beams.lengths, step + 1))
-  ends = jnp.isin(token, rules.stop_ids) | last
+  reason = rules.ends(token, source)
+  beams = beams._replace(lengths=jnp.full_like(beams.lengths, step + 1), reason=reason)
+  ends = (reason > 0) | last
   factor = (step + 1.0) ** rules.length_penalty
   counts = ends & (jnp.arange(2 * k) < k) & before.going[:, None]
   done = beams._replace(scores=jnp.where(counts, beams.scores / factor, NEVER), stopped=counts)
@@ -117,7 +124,8 @@ def _among(
   ranks = totals / lengths[..., None].astype(jnp.float32) ** rules.length_penalty
   k = running.scores.shape[1]
   beams, token, source = _candidates(running._replace(lengths=lengths), totals, ranks, k, step)
-  beams = beams._replace(stopped=beams.stopped | jnp.isin(token, rules.stop_ids))
+  reason = jnp.where(beams.stopped, beams.reason, rules.ends(token, source))
+  beams = beams._replace(stopped=reason > 0, reason=reason)
   means = beams.scores / beams.lengths.astype(jnp.float32) ** rules.length_penalty
   going = before.going & ~beams.stopped.all(axis=1)
   return Step(beams, source, beams._replace(scores=means), going)
@@ -133,72 +141,67 @@ RANKINGS: dict[str, Ranking] = {"apart": _apart, "among": _among}
 def beam_search(
   model: nn.Module,
   params: PyTree,
-  batch: Mapping[str, Array | np.ndarray],
+  logits: Float[Array, "b 1 vocab"],
+  read: PyTree,
   *,
   num_beams: int,
   max_new_tokens: int,
-  stop_ids: Int[Array | np.ndarray, " stops"],
+  stops: Stops,
   pad_id: Int[Array | np.ndarray, ""] | int,
+  live: Bool[Array | np.ndarray, " b"] | None = None,
+  allowed: Int[Array | np.ndarray, "b c l"] | None = None,
   ranking: str = "apart",
   length_penalty: Float[Array, ""] | float = 1.0,
   early_stopping: bool = False,
 ) -> Beams:
-  """Continues left-padded prompts by the most probable of several continuations.
+  """Continues prompts by the most probable of several continuations.
 
   Args:
-    model, params, batch, max_new_tokens, stop_ids, pad_id: as of `decode.generate`.
+    model, params, logits, read, stops, pad_id, live, allowed: as of `decoding.Decoder.generate`.
     num_beams: how many are kept, and returned, for each row.
     ranking: a name in `RANKINGS`.
     length_penalty: a sum of log-probabilities is divided by length to this power.
     early_stopping: with "apart", a row ends as soon as `num_beams` have stopped.
   """
-  rules = Rules(stop_ids, pad_id, length_penalty, early_stopping)
-  logits, cache = prefill(model, params, batch, max_new_tokens)
-  axes = _row_axes(model, params, batch, max_new_tokens)
-  b, k = logits.shape[0], num_beams
-  reordered = lambda cache, rows: jax.tree.map(
-    lambda x, axis: x if axis < 0 else jnp.take(x, rows, axis=axis), cache, axes
-  )
-  each = jnp.repeat(jnp.arange(b), k)
+  b, k, n = len(logits), num_beams, max_new_tokens
+  allowed = None if allowed is None else jnp.repeat(jnp.asarray(allowed), k, axis=0)
+  guide = Guide(stops, allowed)
   beams = Beams(
-    tokens=jnp.full((b, k, max_new_tokens), pad_id, jnp.int32),
+    tokens=jnp.full((b, k, n), pad_id, jnp.int32),
     scores=jnp.broadcast_to(jnp.where(jnp.arange(k) == 0, 0.0, NEVER), (b, k)),
     lengths=jnp.zeros((b, k), jnp.int32),
     stopped=jnp.zeros((b, k), bool),
+    reason=jnp.zeros((b, k), jnp.int8),
   )
   none = beams._replace(scores=jnp.full((b, k), NEVER))
-  going = jnp.asarray(batch["segment_ids"] > 0).any(axis=1)
+  going = jnp.ones(b, bool) if live is None else jnp.asarray(live)
   start = Step(beams, jnp.zeros((b, k), jnp.int32), none, going)
 
-  def choose(logits, cache, before, step):
-    logprobs = jax.nn.log_softmax(logits[:, -1].astype(jnp.float32)).reshape(b, k, -1)
-    after = RANKINGS[ranking](before, logprobs, step, step == max_new_tokens - 1, rules)
+  def choose(logits, before, trail, seen, step):
+    """The beams after another token; `seen` is which tokens each has been made of."""
+    logprobs = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(b * k, -1)
+    logprobs = guide.permit(logprobs, trail, step).reshape(b, k, -1)
+    text = trail.text.reshape(b, k)
+    ends = lambda token, source: stops.after(jnp.take_along_axis(text, source, 1), token)[1]
+    rules = Rules(pad_id, length_penalty, early_stopping, ends)
+    after = RANKINGS[ranking](before, logprobs, step, step == n - 1, rules)
+    token = jax.lax.dynamic_index_in_dim(after.running.tokens, step, axis=2, keepdims=False)
     rows = (jnp.arange(b)[:, None] * k + after.source).reshape(-1)
-    return reordered(cache, rows), after
+    trail, _ = guide.follow(jax.tree.map(lambda x: x[rows], trail), token.reshape(-1), step)
+    seen = jnp.take_along_axis(seen, after.source[..., None], axis=1)
+    own = jnp.arange(n * k) == step * k + jnp.arange(k)[:, None]
+    return token, after, trail, seen | own
 
   def proceed(state):
-    _, after, step = state
-    return (step < max_new_tokens) & after.going.any()
+    _, _, after, *_, step = state
+    return (step < n) & after.going.any()
 
   def advance(state):
-    cache, before, step = state
-    tokens = jax.lax.dynamic_slice_in_dim(before.running.tokens, step - 1, 1, axis=2)
-    tokens = tokens.reshape(b * k, 1)
-    logits, cache = model.apply({"params": params}, tokens, cache, method="decode_step")
-    return *choose(logits, cache, before, step), step + 1
+    read, token, after, trail, seen, step = state
+    logits, read = model.apply({"params": params}, token, read, seen, method="extend")
+    return read, *choose(logits, after, trail, seen, step), step + 1
 
-  first = choose(logits[each], reordered(cache, each), start, 0)
-  _, after, _ = jax.lax.while_loop(proceed, advance, (*first, 1))
+  every = jnp.broadcast_to(logits, (b, k, logits.shape[-1]))
+  first = choose(every, start, guide.begin(b * k), jnp.zeros((b, k, n * k), bool), 0)
+  _, _, after, *_ = jax.lax.while_loop(proceed, advance, (read, *first, 1))
   return after.finished.take(jnp.argsort(-after.finished.scores, axis=1))
-
-
-def _row_axes(
-  model: nn.Module, params: PyTree, batch: Mapping[str, Any], max_new_tokens: int
-) -> PyTree:
-  """Which axis of each array of a cache are the rows, -1 for none: that which grows with them."""
-  shapes = lambda rows: jax.eval_shape(
-    lambda batch: prefill(model, params, batch, max_new_tokens)[1],
-    jax.tree.map(lambda x: jnp.concatenate([jnp.asarray(x)] * rows), dict(batch)),
-  )
-  grown = lambda x, y: next((i for i, n in enumerate(x.shape) if n != y.shape[i]), -1)
-  return jax.tree.map(grown, shapes(1), shapes(2))

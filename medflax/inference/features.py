@@ -1,7 +1,7 @@
 """Media embedded once each, however many prompts show them."""
 
+import functools
 import hashlib
-import pathlib
 import tempfile
 from collections.abc import Callable, Mapping
 
@@ -27,7 +27,7 @@ def embed_with(
   return lambda media: embed(model, params, put(media))
 
 
-@jax.jit(static_argnames="model")
+@functools.partial(jax.jit, static_argnames="model")
 def embed(
   model: nn.Module, params: PyTree, media: Mapping[str, Shaped[Array | np.ndarray, "n 1 ..."]]
 ) -> Float[Array, "n latents d"]:
@@ -58,7 +58,6 @@ class MediaFeatures:
     self._running: tuple[list[int], Array] | None = None
     self._blocks: list[np.ndarray] = []
     self._places: dict[int, tuple[int, int]] = {}  # by row: block, and row of it
-    self._folder: tempfile.TemporaryDirectory | None = None
 
   @property
   def programs(self) -> int:
@@ -124,7 +123,7 @@ class MediaFeatures:
     """The block itself, or a copy on disk once there is too much."""
     if sum(x.nbytes for x in self._blocks) + block.nbytes <= self._memory:
       return block
-    self._folder = self._folder or tempfile.TemporaryDirectory(prefix="medflax-features-")
-    path = pathlib.Path(self._folder.name) / f"{len(self._blocks)}.npy"
-    np.save(path, block)
-    return np.load(path, mmap_mode="r")
+    with tempfile.TemporaryFile(prefix="medflax-features-") as file:  # gone with its last map
+      kept = np.memmap(file, block.dtype, "w+", shape=block.shape)
+    kept[:] = block
+    return kept

@@ -141,11 +141,11 @@ def _media_pairs(
     if medium.digest in by_digest:
       yield PIXELS, by_digest[medium.digest], number, 1.0
   for kind, least in {IMAGE: limits.crop, VOLUME: limits.volume}.items():
-    yield from _print_pairs(train.prints[kind], evaluated.prints[kind], limits.phash, least)
+    yield from print_pairs(train.prints[kind], evaluated.prints[kind], limits.phash, least)
   image = lambda side: (side.prints[IMAGE][0], side.prints[IMAGE][1])
   sliced = lambda side: (side.slices[0], side.slices[1][:, None])
   for a, b in ((sliced(train), image(evaluated)), (image(train), sliced(evaluated))):
-    for _, i, j, score in _print_pairs(a, b, limits.phash, limits.crop):
+    for _, i, j, score in print_pairs(a, b, limits.phash, limits.crop):
       yield SLICE, i, j, score
   for kind in train.vectors.keys() & evaluated.vectors.keys():
     (rows, a), (columns, b) = train.vectors[kind], evaluated.vectors[kind]
@@ -153,7 +153,7 @@ def _media_pairs(
       yield EMBEDDING, int(rows[i]), int(columns[j]), score
 
 
-def _print_pairs(
+def print_pairs(
   train: tuple[np.ndarray, np.ndarray],
   evaluated: tuple[np.ndarray, np.ndarray],
   phash: float,

@@ -1,21 +1,37 @@
-"""A measured number with its uncertainty: the cluster bootstrap.
+"""A measured number with its uncertainty, where samples of one group are not independent.
 
-Samples of one patient, case or episode family are not independent, so whole groups are
-resampled, not samples (Davison & Hinkley, "Bootstrap Methods and their Application",
-section 3.8; percentile interval: Efron 1979).
+Groups are patients, cases or episode families: spreads are taken between groups and whole groups
+are resampled, not samples (Davison & Hinkley, "Bootstrap Methods and their Application", section
+3.8). Which interval is used for which numbers was chosen by simulation, `benchmarks/statistics.py`:
+
+* Of scores that are 0 or 1, Wilson's interval with as many independent samples as the spread
+  between groups tells, and Student's quantile (Korn & Graubard 1998; Dean & Pagano 2015). It does
+  not leave [0, 1], and does not collapse if all answers are right.
+* Of other scores, the studentised bootstrap (Efron 1982; Hall 1992).
+* Of a number of the whole set, the percentiles of resamples, widened for few groups (Hesterberg
+  2015, "What teachers should know about the bootstrap").
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
+from scipy import special
 
 from medflax.utils import UserError
 
+Values = Sequence[float | int] | Shaped[np.ndarray, " n"]
+Interval = tuple[float, float]
+# A number of a set, given the samples' indices, which may repeat; nan: of these there is none.
+Statistic = Callable[[Int[np.ndarray, " n"]], float]
+
+_TAIL = 0.975
 # Groups drawn at once; bounds memory at some 16 MiB whatever their number.
-_MAX_DRAWS = 2**20
+_MAX_DRAWS = 2**18
+# With few groups the studentised bootstrap has wild quantiles; at most so many times Student's.
+_MAX_QUANTILE = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,29 +40,56 @@ class Measurement:
 
   value: float
   stderr: float
-  ci95: tuple[float, float]
+  ci95: Interval
   n: int
 
   def to_json(self) -> dict[str, Any]:
     """The form kept in results.json."""
-    return {"value": self.value, "stderr": self.stderr, "ci95": list(self.ci95), "n": self.n}
+    return dataclasses.asdict(self) | {"ci95": list(self.ci95)}
 
   def __str__(self) -> str:
     return f"{self.value:.3f} [{self.ci95[0]:.3f}, {self.ci95[1]:.3f}] (n {self.n})"
 
 
+@dataclasses.dataclass(frozen=True)
+class Clusters:
+  """What the groups contribute to a mean: it is `sums` over `totals`, both added up."""
+
+  sums: Float[np.ndarray, " g"]
+  totals: Float[np.ndarray, " g"]
+
+  @property
+  def mean(self) -> float:
+    return float(self.sums.sum() / self.totals.sum())
+
+  @property
+  def variance(self) -> float:
+    """Of the mean, by the spread between groups; 0 of a single one."""
+    count = len(self.sums)
+    residuals = self.sums - self.mean * self.totals
+    scale = count / max(1, count - 1) / self.totals.sum() ** 2
+    return float(residuals @ residuals * scale)
+
+  @property
+  def quantile(self) -> float:
+    """Student's, of 95 %."""
+    return float(special.stdtrit(len(self.sums) - 1, _TAIL))
+
+
 def bootstrap(
-  values: Sequence[float | int] | Shaped[np.ndarray, " n"],
+  values: Values,
   groups: Sequence[str],
   *,
   seed: int,
-  weights: Sequence[float | int] | Shaped[np.ndarray, " n"] | None = None,
+  weights: Values | None = None,
   num_resamples: int = 2000,
 ) -> Measurement:
-  """The (weighted) mean of `values` with a 95 % percentile interval over resampled groups.
+  """The (weighted) mean of `values` with a 95 % interval from the spread between groups.
 
-  With a single group nothing can be said about the spread: the interval collapses onto the
-  value and the standard error is 0.
+  The standard error is that of linearisation. Values that are all 0 or 1 have Wilson's interval,
+  others the studentised bootstrap's, which does not leave [0, 1] if they do not. A single group
+  tells nothing about the spread: its interval is [0, 1] if its values are all 0 or 1, else it
+  collapses onto the value, as that of equal values does.
 
   Args:
     values: one number per sample.
@@ -63,36 +106,151 @@ def bootstrap(
   weights = np.ones_like(values) if weights is None else np.asarray(weights, np.float64)
   if not len(values) == len(groups) == len(weights):
     raise ValueError(f"{len(values)} values, {len(groups)} groups, {len(weights)} weights")
+  _check(values)
+  if not weights.sum() > 0:
+    raise UserError(f"cannot average: the weights of all {len(values)} samples are 0")
+  clusters = _clusters(values, weights, groups)
+  if np.isin(values, (0, 1)).all():
+    interval = _wilson(clusters)
+  else:
+    interval = studentised(clusters, seed, num_resamples)
+    if values.min() >= 0 and values.max() <= 1:
+      interval = _clipped(interval, 0.0, 1.0)
+  return Measurement(clusters.mean, clusters.variance**0.5, interval, len(values))
+
+
+def bootstrap_of(
+  statistic: Statistic, groups: Sequence[str], *, seed: int, num_resamples: int = 1000
+) -> Measurement:
+  """A number of the whole set that is no mean over samples (BLEU of a corpus, AUROC).
+
+  Args:
+    statistic: of the samples at some indices. Resamples of which it is nan are left out.
+    groups: the group of each sample, resampled as a whole; "" is a group of its own.
+    seed: same seed and input, same bits.
+    num_resamples: how many resamples the interval is read from.
+
+  Raises:
+    UserError: if there is no sample, or no such number of them.
+  """
+  ids = _group_ids(groups)
+  value = float(statistic(np.arange(len(ids)))) if len(ids) else 0.0
+  _check(np.full(len(ids), value))
+  order = np.argsort(ids, kind="stable")
+  members = np.split(order, np.cumsum(np.bincount(ids))[:-1])
+  rng = np.random.default_rng(seed)
+  drawn = (rng.integers(len(members), size=len(members)) for _ in range(num_resamples))
+  numbers = np.array([statistic(np.concatenate([members[g] for g in gs])) for gs in drawn])
+  numbers = numbers[np.isfinite(numbers)]
+  if len(members) == 1 or len(numbers) < 2:
+    return Measurement(value, 0.0, (value, value), len(ids))
+  count = len(members)
+  tail = special.ndtr(special.stdtrit(count - 1, _TAIL) * (count / (count - 1)) ** 0.5)
+  low, high = np.quantile(numbers, [1 - tail, tail])
+  return Measurement(value, float(numbers.std(ddof=1)), (float(low), float(high)), len(ids))
+
+
+def across_seeds(runs: Sequence[Mapping[str, Measurement]]) -> dict[str, Measurement]:
+  """Every number's mean over the runs, with the seeds' standard deviation as `stderr`.
+
+  The interval is Student's of the mean over seeds, and `n` the number of seeds; with a single
+  one it collapses.
+
+  Raises:
+    UserError: if there is no run, or if they did not measure the same.
+  """
+  if not runs:
+    raise UserError("nothing to average: 0 seeds")
+  every, common = set().union(*runs), set(runs[0]).intersection(*runs)
+  if missing := sorted(every - common):
+    raise UserError(f"the seeds did not measure the same: {missing[0]} is missing in one of them")
+  count = len(runs)
+  metrics = {}
+  for key in runs[0]:
+    values = np.array([run[key].value for run in runs])
+    mean, spread = float(values.mean()), float(values.std(ddof=1)) if count > 1 else 0.0
+    half = float(special.stdtrit(count - 1, _TAIL)) * spread / count**0.5 if count > 1 else 0.0
+    metrics[key] = Measurement(mean, spread, (mean - half, mean + half), count)
+  return metrics
+
+
+def clusters_of(values: Values, groups: Sequence[str]) -> Clusters:
+  """Of samples that all weigh the same.
+
+  Raises:
+    UserError: if there is no sample or a value is not finite.
+  """
+  values = np.asarray(values, np.float64)
+  if len(values) != len(groups):
+    raise ValueError(f"{len(values)} values, {len(groups)} groups")
+  _check(values)
+  return _clusters(values, np.ones_like(values), groups)
+
+
+def studentised(clusters: Clusters, seed: int, num_resamples: int = 2000) -> Interval:
+  """The studentised bootstrap: each resample's distance is told in its own standard errors.
+
+  Without a spread it collapses onto the mean.
+  """
+  mean, error = clusters.mean, clusters.variance**0.5
+  count = len(clusters.sums)
+  if not error:
+    return mean, mean
+  weights = clusters.totals / clusters.totals.mean()
+  away = (clusters.sums - mean * clusters.totals) / (clusters.totals.mean() * error)
+  columns = np.stack([away, weights, away**2, away * weights, weights**2], axis=1)
+  rng = np.random.default_rng(seed)
+  sizes = [min(_MAX_DRAWS // count + 1, num_resamples)] * (num_resamples * count // _MAX_DRAWS + 1)
+  drawn = [columns[rng.integers(count, size=(size, count))].sum(axis=1) for size in sizes]
+  away, weights, away2, both, weights2 = np.concatenate(drawn)[:num_resamples].T
+  shift = away / weights
+  squares = away2 - 2 * shift * both + shift**2 * weights2
+  errors = np.sqrt(np.maximum(squares, 0) * count / (count - 1)) / weights
+  most = _MAX_QUANTILE * clusters.quantile
+  scores = np.clip(shift / np.maximum(errors, 1e-12), -most, most)
+  low, high = np.quantile(scores, [1 - _TAIL, _TAIL])
+  return mean - max(high, 0.0) * error, mean - min(low, 0.0) * error
+
+
+def _check(values: Float[np.ndarray, " n"]) -> None:
   if not len(values):
     raise UserError("nothing to measure: 0 samples; check the task, the split and the filters")
   if not np.isfinite(values).all():
     index = int(np.flatnonzero(~np.isfinite(values))[0])
     raise UserError(f"cannot average: value {index} of {len(values)} is {values[index]}")
-  if not weights.sum() > 0:
-    raise UserError(f"cannot average: the weights of all {len(values)} samples are 0")
 
+
+def _group_ids(groups: Sequence[str]) -> Int[np.ndarray, " n"]:
+  """Groups numbered in the order of their first samples."""
   names = [group or ("", index) for index, group in enumerate(groups)]
   ids = {name: number for number, name in enumerate(dict.fromkeys(names))}
-  group_ids = np.array([ids[name] for name in names])
-  sums = np.bincount(group_ids, weights * values)
-  totals = np.bincount(group_ids, weights)
-  value = float(sums.sum() / totals.sum())
-  means = _resampled_means(sums, totals, seed, num_resamples)
-  low, high = np.percentile(means, [2.5, 97.5])
-  return Measurement(value, float(means.std(ddof=1)), (float(low), float(high)), len(values))
+  return np.array([ids[name] for name in names], np.int64)
 
 
-def _resampled_means(
-  sums: Float[np.ndarray, " g"], totals: Float[np.ndarray, " g"], seed: int, num_resamples: int
-) -> Float[np.ndarray, " r"]:
-  """The mean in each resample of the groups, drawn with replacement."""
-  rng = np.random.default_rng(seed)
-  num_groups = len(sums)
-  means = []
-  while (missing := num_resamples - sum(map(len, means))) > 0:
-    size = min(missing, max(1, _MAX_DRAWS // num_groups))
-    drawn = rng.integers(num_groups, size=(size, num_groups))
-    weight = totals[drawn].sum(axis=1)
-    # A resample may hold only groups of weight 0: it says nothing and is drawn again.
-    means.append(sums[drawn].sum(axis=1)[weight > 0] / weight[weight > 0])
-  return np.concatenate(means)
+def _clusters(
+  values: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"], groups: Sequence[str]
+) -> Clusters:
+  ids = _group_ids(groups)
+  sums, totals = np.bincount(ids, weights * values), np.bincount(ids, weights)
+  return Clusters(sums[totals > 0], totals[totals > 0])  # a group without weight says nothing
+
+
+def _wilson(clusters: Clusters) -> Interval:
+  """Wilson's interval (1927) of a share of as many samples as would have this variance.
+
+  Where there is no spread, every group counts as one sample (Kish's number, if they differ in
+  size): the least they can tell.
+  """
+  if len(clusters.sums) == 1:
+    return 0.0, 1.0
+  mean, variance = clusters.mean, clusters.variance
+  least = clusters.totals.sum() ** 2 / (clusters.totals**2).sum()
+  count = mean * (1 - mean) / variance if variance > 1e-12 else least
+  a = clusters.quantile**2 / count
+  centre = (mean + a / 2) / (1 + a)
+  half = (a * mean * (1 - mean) + a * a / 4) ** 0.5 / (1 + a)
+  return _clipped((centre - half, centre + half), 0.0, 1.0)
+
+
+def _clipped(interval: Interval, low: float, high: float) -> Interval:
+  return max(low, float(interval[0])), min(high, float(interval[1]))

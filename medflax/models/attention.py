@@ -1,10 +1,30 @@
-"""Masks and the one attention call that every part uses."""
+"""Masks and the attention that every part uses."""
 
 import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+
+class KeysValues(NamedTuple):
+  """Keys and values of some tokens or media, heads first: as matrix products want them.
+
+  One row is for all queries' rows alike.
+  """
+
+  key: Float[Array, "_ kv_heads s head_dim"]
+  value: Float[Array, "_ kv_heads s head_dim"]
+
+
+def keys_values(
+  key: Float[Array, "b s kv_heads head_dim"], value: Float[Array, "b s kv_heads head_dim"]
+) -> KeysValues:
+  """As linear maps make them, put heads first."""
+  return KeysValues(key.swapaxes(1, 2), value.swapaxes(1, 2))
 
 
 def dot_product_attention(
@@ -15,7 +35,6 @@ def dot_product_attention(
   *,
   scale: float | None = None,
   bias: Float[Array, "_ heads t s"] | None = None,
-  softcap: float = 0.0,
 ) -> Float[Array, "b t heads head_dim"]:
   """Softmax attention; grouped queries when kv_heads < heads.
 
@@ -25,37 +44,61 @@ def dot_product_attention(
   Args:
     scale: of the logits; None for head_dim^-0.5.
     bias: added to the scaled logits.
-    softcap: c · tanh(logits / c) bounds the scaled logits, before `bias`; 0 for none.
   """
   heads_mask = None if mask is None else mask[:, None]
-  if softcap:
-    attend = functools.partial(_softcapped_attention, softcap=softcap)
-  else:
-    attend = jax.nn.dot_product_attention
-  out = attend(query, key, value, bias, heads_mask, scale=scale)
+  out = jax.nn.dot_product_attention(query, key, value, bias, heads_mask, scale=scale)
   return out if mask is None else jnp.where(mask.any(-1)[:, :, None, None], out, 0)
 
 
-def _softcapped_attention(
+def attention_over(
+  parts: Sequence[KeysValues],
   query: Float[Array, "b t heads head_dim"],
-  key: Float[Array, "b s kv_heads head_dim"],
-  value: Float[Array, "b s kv_heads head_dim"],
-  bias: Float[Array, "_ heads t s"] | None,
-  mask: Bool[Array, "b 1 t s"] | None,
+  mask: Bool[Array, "b t s"],
   *,
-  scale: float | None,
-  softcap: float,
+  scale: float | None = None,
+  bias: Float[Array, "_ heads t s"] | None = None,
+  softcap: float = 0.0,
 ) -> Float[Array, "b t heads head_dim"]:
-  """`jax.nn.dot_product_attention`, which knows no caps, with one."""
-  group = query.shape[2] // key.shape[2]
-  key, value = (jnp.repeat(x, group, axis=2) for x in (key, value))
-  logits = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
-  logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale)
-  logits = softcap * jnp.tanh(logits / softcap)
-  logits = logits if bias is None else logits + bias
-  logits = logits if mask is None else jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-  return jnp.einsum("bhts,bshd->bthd", weights, value)
+  """`dot_product_attention` to keys in several arrays, one softmax over all of them.
+
+  What was read before stays where it is, and what all rows share is there once.
+
+  Args:
+    parts: their lengths sum to the mask's.
+    softcap: c · tanh(logits / c) bounds the scaled logits, before `bias`; 0 for none.
+  """
+  b, t, heads, head_dim = query.shape
+  kv_heads = parts[0].key.shape[1]
+  query = query.reshape(b, t, kv_heads, heads // kv_heads, head_dim)
+  logits = jnp.concatenate([_logits(query, part.key) for part in parts], axis=-1)
+  logits = logits * (head_dim**-0.5 if scale is None else scale)
+  if softcap:
+    logits = softcap * jnp.tanh(logits / softcap)
+  if bias is not None:
+    logits = logits + bias.reshape(-1, kv_heads, heads // kv_heads, t, bias.shape[-1])
+  logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(logits, axis=-1).astype(query.dtype)
+  ends = np.cumsum([part.key.shape[2] for part in parts])[:-1]
+  split = jnp.split(weights, ends, axis=-1)
+  means = [_mean(w, part.value) for w, part in zip(split, parts, strict=True)]
+  out = functools.reduce(jnp.add, means).transpose(0, 3, 1, 2, 4).reshape(b, t, heads, head_dim)
+  return jnp.where(mask.any(-1)[:, :, None, None], out, 0)
+
+
+def _logits(
+  query: Float[Array, "b t kv_heads group head_dim"], key: Float[Array, "_ kv_heads s head_dim"]
+) -> Float[Array, "b kv_heads group t s"]:
+  shared = len(key) < len(query)
+  form = "btkgd,ksd->bkgts" if shared else "btkgd,bksd->bkgts"
+  return jnp.einsum(form, query, key[0] if shared else key, preferred_element_type=jnp.float32)
+
+
+def _mean(
+  weights: Float[Array, "b kv_heads group t s"], value: Float[Array, "_ kv_heads s head_dim"]
+) -> Float[Array, "b kv_heads group t head_dim"]:
+  shared = len(value) < len(weights)
+  form = "bkgts,ksd->bkgtd" if shared else "bkgts,bksd->bkgtd"
+  return jnp.einsum(form, weights, value[0] if shared else value)
 
 
 def causal_mask(

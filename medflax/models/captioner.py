@@ -1,6 +1,6 @@
 """Captioner: text behind an image's tokens in one stack of layers, GIT (Wang et al. 2022)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from medflax.models import layers
+from medflax.models.attention import KeysValues
 from medflax.models.language.layer import Cache, Context, DecoderLayer, bert_fields
 from medflax.models.vision.vit import ViT
 
@@ -17,8 +18,8 @@ class CaptionLayer(DecoderLayer):
   """A decoder's layer, its arguments as nn.scan wants them."""
 
   def __call__(
-    self, x: Float[Array, "b t d"], cache: Cache | None, context: Context
-  ) -> tuple[Float[Array, "b t d"], Cache]:
+    self, x: Float[Array, "b t d"], cache: Sequence[KeysValues], context: Context
+  ) -> tuple[Float[Array, "b t d"], KeysValues]:
     return super().__call__(x, context, {}, cache)
 
 
@@ -46,9 +47,9 @@ class TextStack(nn.Module):
     tokens: Int[Array, "b t"],
     positions: Int[Array, "b t"],
     mask: Bool[Array, "b q s"],
-    cache: Cache | None,
+    cache: Sequence[KeysValues],
     index: Int[Array, ""] | None,
-  ) -> tuple[Float[Array, "b q {self.vocab_size}"], Cache]:
+  ) -> tuple[Float[Array, "b q {self.vocab_size}"], KeysValues]:
     small = nn.initializers.normal(0.02)
     names = (("embedding", "vocab", self.vocab_size), ("positions", "pos", self.max_positions))
     words, places = (
@@ -63,7 +64,7 @@ class TextStack(nn.Module):
     stack = layers.stack(CaptionLayer, self.depth, self.remat, (0, nn.broadcast))(
       **fields, name="layers"
     )
-    distance = jnp.zeros(mask.shape[1:], jnp.int32)  # no window reads it
+    distance = jnp.zeros((1, *mask.shape[1:]), jnp.int32)  # no window reads it
     context = Context(positions, mask, distance, None, None, None, index)
     x, new = stack(x, cache, context)
     options = dict(name="head", use_bias=True, dtype=self.dtype)
@@ -109,10 +110,10 @@ class Captioner(nn.Module):
     there = jnp.concatenate([jnp.ones((b, m), bool), text], axis=1)
     mask = (place[None] <= jnp.maximum(place, m - 1)[:, None]) & there[:, None]
     positions = jnp.broadcast_to(jnp.arange(t), tokens.shape)
-    logits, cache = self.text(visual, tokens, positions, mask, None, None)
+    logits, cache = self.text(visual, tokens, positions, mask, (), None)
     if not cache_size:
       return logits, None
-    grow = lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, cache_size - t), (0, 0), (0, 0)))
+    grow = lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, 0), (0, cache_size - t), (0, 0)))
     cache = {"layers": jax.tree.map(grow, cache)}
     return logits, cache | {"index": jnp.asarray(m + t), "position": jnp.asarray(t)}
 
@@ -136,10 +137,10 @@ class Captioner(nn.Module):
     self, tokens: Int[Array, "b 1"], cache: Cache
   ) -> tuple[Float[Array, "b 1 vocab"], Cache]:
     """Appends one token a row: its logits and the advanced cache."""
-    index, slots = cache["index"], jnp.arange(cache["layers"]["key"].shape[2])
+    index, slots = cache["index"], jnp.arange(cache["layers"].key.shape[3])
     mask = jnp.broadcast_to(slots <= index, (tokens.shape[0], 1, slots.shape[0]))
     positions = jnp.broadcast_to(cache["position"], tokens.shape)
-    logits, kept = self.text(None, tokens, positions, mask, cache["layers"], index)
+    logits, kept = self.text(None, tokens, positions, mask, (cache["layers"],), index)
     return logits, {"layers": kept, "index": index + 1, "position": cache["position"] + 1}
 
 

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from medflax.models.attention import causal_mask, media_mask
+from medflax.models.fusion.fused_head import FusedHead
 from medflax.models.fusion.inline import SoftTokens, soft_tokens
-from medflax.models.language.decoder import Cache
+from medflax.models.reading import Read, nothing_read, with_room
+from medflax.utils import UserError
 
 
 class VLM(nn.Module):
@@ -79,13 +82,9 @@ class VLM(nn.Module):
       segment_ids = jnp.ones_like(tokens)
     seen = _visible(media_index, media_first, media_ordinal)
     soft = _soft(features, media_index, soft_index, media_ordinal)
-    return self._rows(features, tokens, positions, segment_ids, seen, soft)[0]
-
-  def _rows(self, features, tokens, positions, segment_ids, seen, soft, **options):
-    """The language model on whole rows, each token of which sees its document up to itself."""
     slots = jnp.arange(tokens.shape[1])
     mask = causal_mask(slots, segment_ids, slots, segment_ids)
-    return self.lm(tokens, positions, mask, features, seen, soft=soft, **options)
+    return self.lm(tokens, positions, mask, features, seen, soft=soft)[0]
 
   def hide(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
     """The batch as the model may see it while it predicts the batch's targets."""
@@ -104,7 +103,7 @@ class VLM(nn.Module):
 
   def prefill(
     self,
-    features: Float[Array, "b m latents d"] | None,
+    features: Float[Array, "b n latents d"] | None,
     tokens: Int[Array, "b t"],
     media_index: Int[Array, "b t"],
     *,
@@ -113,49 +112,90 @@ class VLM(nn.Module):
     positions: Int[Array, "b t"],
     segment_ids: Int[Array, "b t"],
     soft_index: Int[Array, "b t"] | None = None,
-    cache_size: int,
-  ) -> tuple[Float[Array, "b 1 vocab"], Cache]:
-    """Runs left-padded prompts; returns the last token's logits and a cache for `decode_step`.
+    prefix: Read | None = None,
+    length: int = 0,
+    branches: int = 1,
+  ) -> tuple[Float[Array, "b 1 vocab"], Read]:
+    """Reads left-padded prompts: the last token's logits, and what `extend` goes on from.
 
     Args:
-      features: from `embed_media`.
-      cache_size: prompt length plus the most tokens that will be decoded.
+      features: from `embed_media`, of the media that are not in `prefix`.
+      prefix: what all prompts begin with, one row that was read with `length` 0; positions, media
+        indices and ordinals count from its beginning.
+      length, branches: there will be room for so many continuations of so many tokens each.
     """
-    seen = _visible(media_index, media_first, media_ordinal)
+    if isinstance(self.lm.fusion, FusedHead):
+      raise UserError(
+        "config.model.fusion.type=fused_head sees text on both sides and cannot continue it; "
+        "set config.model.objective.type=masked"
+      )
     b, t = tokens.shape
-    soft = _soft(features, media_index, soft_index, media_ordinal)
-    options = dict(cache_size=cache_size, last_only=True)
-    logits, cache = self._rows(features, tokens, positions, segment_ids, seen, soft, **options)
-    # A decoded token belongs to the prompt's document and sees what its last token saw.
-    grown = jnp.zeros((b, cache_size - t), segment_ids.dtype)
-    state = {
-      "lm": cache,
-      "index": jnp.asarray(t, jnp.int32),
-      "position": positions[:, -1:] + 1,
-      "segment_ids": jnp.concatenate([segment_ids, grown], axis=1),
-      "segment": segment_ids[:, -1:],
-      "media_mask": None if seen is None else seen[:, -1:],
-    }
-    return logits, state
-
-  def decode_step(
-    self, tokens: Int[Array, "b 1"], cache: Cache
-  ) -> tuple[Float[Array, "b 1 vocab"], Cache]:
-    """Appends one token a row: its logits and the advanced cache."""
-    index = cache["index"]
-    slots = jnp.arange(cache["segment_ids"].shape[1])
-    segment_ids = jnp.where(slots == index, cache["segment"], cache["segment_ids"])
-    mask = causal_mask(index[None], cache["segment"], slots, segment_ids)
-    logits, lm = self.lm(
-      tokens, cache["position"], mask, None, cache["media_mask"], cache=cache["lm"], index=index
+    before = nothing_read(b) if prefix is None else prefix.for_rows(b)
+    ordinal = jnp.concatenate([before.media_ordinal, *_by_kind(media_ordinal)], axis=1)
+    media_seen = media_mask(media_index, media_first, ordinal)
+    slots = jnp.arange(t)
+    own = causal_mask(slots, segment_ids, slots, segment_ids)
+    earlier = (segment_ids > 0)[:, :, None] & before.seen[:, None]
+    places = jnp.concatenate([before.positions, positions], axis=1)
+    logits, kept = self.lm(
+      tokens,
+      positions,
+      jnp.concatenate([earlier, own], axis=2),
+      features,
+      media_seen,
+      soft=_soft(features, media_index, soft_index, media_ordinal),
+      cache=before.parts,
+      key_positions=places if before.parts else None,
+      keep=True,
+      last_only=True,
     )
-    step = {
-      "lm": lm,
-      "index": index + 1,
-      "position": cache["position"] + 1,
-      "segment_ids": segment_ids,
-    }
-    return logits, cache | step
+    room = length * branches
+    last = segment_ids[:, -1:]
+    read = Read(
+      parts=(*before.parts, *with_room(kept, room)),
+      positions=jnp.pad(places, ((0, 0), (0, room))),
+      seen=jnp.concatenate([before.seen, (segment_ids == last) & (last > 0)], axis=1),
+      media_ordinal=ordinal,
+      media_seen=media_seen[:, -1:],
+      next_position=positions[:, -1:] + 1,
+      count=jnp.zeros((), jnp.int32),
+    )
+    return logits, read
+
+  def extend(
+    self, tokens: Int[Array, "b t"], read: Read, seen: Bool[Array, "#b t n"]
+  ) -> tuple[Float[Array, "b t vocab"], Read]:
+    """Appends tokens to what was read; returns their logits too.
+
+    Args:
+      seen: which of the new tokens so far, in the order in which they were appended, each of
+        these sees; itself among them. A token sees the prompt as well, and stands behind as many
+        as it sees, so that continuations of one prompt can stand side by side.
+    """
+    b, t = tokens.shape
+    if seen.shape[2] > read.room:
+      raise ValueError(f"{seen.shape[2]} new tokens, but room for {read.room}")
+    seen = jnp.broadcast_to(seen, (b, *seen.shape[1:]))
+    positions = read.next_position + seen.sum(-1, dtype=jnp.int32) - 1
+    size = read.seen.shape[1]
+    places = jax.lax.dynamic_update_slice_in_dim(
+      read.positions, positions, size + read.count, axis=1
+    )
+    prompt = jnp.broadcast_to(read.seen[:, None], (b, t, size))
+    new = jnp.pad(seen, ((0, 0), (0, 0), (0, read.room - seen.shape[2])))
+    logits, room = self.lm(
+      tokens,
+      positions,
+      jnp.concatenate([prompt, new], axis=2),
+      None,
+      jnp.broadcast_to(read.media_seen, (b, t, read.media_seen.shape[2])),
+      cache=read.parts,
+      key_positions=places,
+      index=read.count,
+      keep=True,
+    )
+    parts = (*read.parts[:-1], room)
+    return logits, read._replace(parts=parts, positions=places, count=read.count + t)
 
 
 def _visible(
@@ -166,9 +206,12 @@ def _visible(
   """Which media each token sees, kinds in the order of `embed_media`; None without media."""
   if not media_ordinal:
     return None
-  ordinal = jnp.concatenate([media_ordinal[kind] for kind in sorted(media_ordinal)], axis=1)
   first = media_index if media_first is None else media_first
-  return media_mask(media_index, first, ordinal)
+  return media_mask(media_index, first, jnp.concatenate(_by_kind(media_ordinal), axis=1))
+
+
+def _by_kind(media_ordinal: Mapping[str, Int[Array, "b _"]]) -> list[Int[Array, "b _"]]:
+  return [media_ordinal[kind] for kind in sorted(media_ordinal)]
 
 
 def _soft(

@@ -5,17 +5,23 @@ run that was interrupted, or on another machine.
 """
 
 import pathlib
+from collections import Counter
+from typing import Any
 
 from medflax.report import sections
-from medflax.report.page import document
-from medflax.report.run import FewShot, Run, few_shot, read_run
+from medflax.report.evaluation import write_page
+from medflax.report.fewshot import few_shot_section, headline, slices_section
+from medflax.report.gallery import answer_cards, gallery, script
+from medflax.report.page import page
+from medflax.report.results import IMAGE, Evaluation, FewShot, condition_name, few_shot
+from medflax.report.run import Run, read_run
 from medflax.utils import write_atomic
 
 _WIDTH, _LABEL, _CELL = 100, 28, 13  # characters of the terminal table
 
 
 def write_report(workdir: pathlib.Path) -> pathlib.Path:
-  """Writes `workdir`/report.html and returns its path.
+  """Writes `workdir`/report.html, and a page beside each evaluation's files; returns the first.
 
   Needs config.json; whatever else is missing (no evaluation yet, no samples) is left out.
 
@@ -24,22 +30,43 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
   """
   workdir = pathlib.Path(workdir)
   run = read_run(workdir)
+  pages = [write_page(one, one.folder) for one in run.evaluations if one.answers]
+  cards = [card for one in run.evaluations for card in answer_cards(one, _pictured(one))]
   parts = (
-    sections.few_shot_section(run),
+    few_shot_section(run.evaluations, every_metric=False),
+    slices_section(run.evaluations, every_metric=False),
+    sections.pages_section([path.relative_to(workdir) for path in pages]),
     sections.training_section(run),
-    sections.metrics_section(run),
-    sections.samples_section(run),
+    sections.metrics_section(run.evaluations),
+    gallery(
+      "Samples",
+      cards,
+      "The questions whose pictures were kept, as they come and not picked for looks. The examples "
+      "that the model was shown stand before each question.",
+    ),
     sections.data_section(run),
     sections.lists_section(run),
-    sections.provenance_section(run),
+    sections.provenance_section(
+      run.environment,
+      notes=[f"Unreadable lines of metrics.jsonl, left out: {run.torn}."] if run.torn else [],
+      config=run.config,
+    ),
   )
   path = workdir / "report.html"
-  write_atomic(path, document(sections.title(run), sections.header(run), parts))
+  content = page(
+    sections.title(run) or workdir.name,
+    kind="medflax run",
+    lead=headline(run.evaluations),
+    facts=sections.facts(run),
+    parts=parts,
+    script=script() if cards else "",
+  )
+  write_atomic(path, content)
   return path
 
 
 def fewshot_table(workdir: pathlib.Path) -> str:
-  """The few-shot results as text of at most 100 columns; "" if there are none.
+  """The few-shot results of all questions together, in at most 100 columns; "" without any.
 
   A line is an evaluator's score, one of its controls, or a baseline; a column is a number of
   shots; a cell is the value and half the width of its 95 % interval.
@@ -48,8 +75,21 @@ def fewshot_table(workdir: pathlib.Path) -> str:
   return "\n\n".join(_grid_text(grid) for grid in _grids(run))
 
 
+def _pictured(evaluation: Evaluation) -> list[dict[str, Any]]:
+  """The answers whose pictures were kept, in turn from each number of shots, most shots first."""
+  turns: Counter[int] = Counter()
+  kept = []
+  for sample in evaluation.answers:
+    if sample["condition"] == IMAGE and sample["media"]:
+      shots = sample["num_shots"]
+      kept.append((turns[shots], -shots, sample))
+      turns[shots] += 1
+  return [sample for _, _, sample in sorted(kept, key=lambda turn: turn[:2])]
+
+
 def _grids(run: Run) -> list[FewShot]:
-  return [grid for evaluation in run.evaluations for grid in few_shot(evaluation)]
+  grids = [grid for evaluation in run.evaluations for grid in few_shot(evaluation)]
+  return [grid for grid in grids if not grid.slice]
 
 
 def _grid_text(grid: FewShot) -> str:
@@ -63,7 +103,7 @@ def _block_text(grid: FewShot, shots: list[int]) -> str:
   heading = f"{grid.name} ({grid.metric.replace('_', ' ')})"
   rows = [(heading, [f"{k} shot" + "s" * (k != 1) for k in shots])]
   for condition, values in grid.values.items():
-    label = sections.CONDITIONS.get(condition, condition)
+    label = condition_name(condition)
     rows.append((f"  {label}", [_cell(values, k) for k in shots]))
   for name, values in grid.baselines.items():
     cells = [f"{values[k].value:.3f}" + " " * 6 if k in values else "" for k in shots]

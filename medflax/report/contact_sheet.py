@@ -1,7 +1,6 @@
 """The contact sheet of a data set: counts as charts, and its samples as cards to filter."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +28,7 @@ _STYLE = """
 .card .shots { display: flex; gap: 2px; background: #0a0d10; justify-content: center;
   align-items: center; min-height: 90px; flex-wrap: wrap; }
 .card img { display: block; max-width: 100%; height: auto; }
-.card.wide img { width: 100%; max-height: 150px; object-fit: contain; }
+.card.wide img { width: auto; min-height: 110px; object-fit: contain; }
 .card .shots.many img { max-width: calc(50% - 2px); }
 .card .said { padding: 9px 12px 11px; font-size: 13px; line-height: 1.45; }
 .card .said p { margin: 0 0 5px; overflow-wrap: anywhere; }
@@ -73,7 +72,7 @@ class Card:
   question: str
   answer: str
   choices: Sequence[str]
-  meta: Mapping[str, Any]
+  meta: Mapping[str, str]
   pictures: Sequence[str]
   wide: bool = False
   problem: str = ""
@@ -153,7 +152,7 @@ def _card(card: Card) -> str:
   many = " many" if len(card.pictures) > 1 and not card.wide else ""
   choices = f'<p class="where">of {text(", ".join(card.choices))}</p>' if card.choices else ""
   told = {"group": card.group, **card.meta}
-  listed = " · ".join(f"{key} {_plain(value)}" for key, value in told.items() if value != "")
+  listed = " · ".join(f"{key} {value}" for key, value in told.items() if value)
   return (
     f'<article class="card{" wide" if card.wide else ""}" data-split="{text(card.split)}" '
     f'data-task="{text(card.task)}"><div class="shots{many}">{shown}</div><div class="said">'
@@ -165,7 +164,3 @@ def _card(card: Card) -> str:
 
 def _short(words: str) -> str:
   return words if len(words) <= _LONGEST else words[: _LONGEST - 1] + "…"
-
-
-def _plain(value: Any) -> str:
-  return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

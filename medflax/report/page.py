@@ -1,6 +1,7 @@
 """A self-contained HTML page in the style of the report: frame, sections and pictures."""
 
 import base64
+import hashlib
 import html
 import importlib.resources
 import io
@@ -37,24 +38,28 @@ def page(
     f"<div><dt>{text(name)}</dt><dd>{text(value)}<small>{text(detail)}</small></dd></div>"
     for name, value, detail in facts
   )
-  header = (
-    f'<header class="masthead"><div><div class="kind">{text(kind)}</div><h1>{text(title)}</h1>'
-    f'<p>{text(lead)}</p><dl class="facts">{numbers}</dl></div></header>'
-  )
-  return document(title, header, parts, style=style, script=script)
-
-
-def document(
-  title: str, header: str, parts: Sequence[str], *, style: str = "", script: str = ""
-) -> str:
-  """The file around a header and sections that are HTML already; see `page`."""
   css = importlib.resources.files("medflax.report").joinpath("style.css").read_text()
-  return (
+  content = (
     '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f"<title>{text(title)}</title><style>{css}{style}</style></head><body>{header}<main>"
-    f"{''.join(parts)}<footer>Made by medflax for research. Not a medical device.</footer></main>"
+    f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">'
+    f"<title>{text(title)}</title><style>{css}{style}</style></head><body>"
+    f'<header class="masthead"><div><div class="kind">{text(kind)}</div><h1>{text(title)}</h1>'
+    f'<p>{text(lead)}</p><dl class="facts">{numbers}</dl></div></header><main>{"".join(parts)}'
+    "<footer>Made by medflax for research. Not a medical device.</footer></main>"
     f"{f'<script>{script}</script>' if script else ''}</body></html>\n"
+  )
+  # JSON can hold halves of surrogate pairs, which no file of UTF-8 can.
+  return content.encode("utf-8", "replace").decode("utf-8")
+
+
+def _policy(script: str) -> str:
+  """Lets the browser run `script` and nothing else, and load nothing but pictures inside."""
+  digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+  allowed = f"'sha256-{digest}'" if script else "'none'"
+  return (
+    f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}; "
+    "base-uri 'none'; form-action 'none'"
   )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from medflax.data.documents import ENDLESS
@@ -29,8 +30,8 @@ class Task:
       is the model's own.
     decoding: a `type` in `DECODERS` and its fields.
     metrics: of the answers, or of the candidates' likelihoods.
-    candidates: "choices": the options of a record are scored; "train": the answers that the
-      training records of `where` have; "": none are.
+    candidates: answers that are weighed. "choices": the options of a record;
+      "train": the answers that the training records of `where` have; "": none.
     length_normalised: whether a candidate's log-probability is divided by its tokens.
     constrained: whether answers are held to the candidates.
     demonstrations: how support is chosen, fields of `Demonstrations`.
@@ -56,16 +57,23 @@ class Task:
   demonstrations: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   slice_by: tuple[str, ...] = ()
 
-  def section(self, name: str, root: str | os.PathLike) -> dict[str, Any]:
-    """The section of `config.evals` for the prepared folder `root`: every record is asked."""
+  def section(
+    self, name: str, root: str | os.PathLike, changes: Mapping[str, Any] = MappingProxyType({})
+  ) -> dict[str, Any]:
+    """The section of `config.evals` for the prepared folder `root`: every record is asked.
+
+    `changes` are of its fields, or "a.b" of a field's own; unless they are of `FREE` ones, the
+    protocol's version says them, for the numbers are no longer the protocol's.
+    """
     fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
     fields |= {key: dict(value) for key, value in fields.items() if isinstance(value, Mapping)}
     for described in ("source", "version"):
       del fields[described]
-    return fields | dict(
-      type="fewshot_vqa",
-      every=0,
-      num_episodes=ENDLESS,
-      protocol=(name, str(self.version)),
-      data=dict(source="prepared", root=os.fspath(root)),
-    )
+    fields |= dict(type="fewshot_vqa", every=0, num_episodes=ENDLESS)
+    fields |= dict(data=dict(source="prepared", root=os.fspath(root)))
+    for key, value in changes.items():
+      field, inner, own = key.partition(".")
+      fields[field] = {**fields[field], own: value} if inner else value
+    bound = [f"{key}={value}" for key, value in changes.items() if key not in FREE]
+    version = f"{self.version} with {', '.join(bound)}" if bound else str(self.version)
+    return fields | dict(protocol=(name, version))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from medflax.data.browse import browse
 from medflax.data.documents import IMAGE, SIGNAL, VOLUME, Media
-from medflax.data.survey import Drawn, Survey, survey
+from medflax.data.survey import TYPE_KEY, Drawn, Survey, label, survey
 from medflax.evals.base import PICTURES
 from medflax.report.contact_sheet import Card, contact_sheet
 from medflax.report.page import picture
@@ -51,7 +51,7 @@ def _page(found: Survey, seed: int) -> str:
   media = sum(len(item.sample.media) for item in found.drawn)
   facts = [
     ("samples", f"{total:,}", ", ".join(f"{count:,} {split}" for split, count in splits.items())),
-    ("groups", f"{found.groups['']:,}", "patients, cases, images"),
+    ("groups", f"{found.groups['']:,}", f"by {data.group}" if data.group else "as named"),
     ("tasks", f"{len(tasks):,}", ", ".join(tasks[:3]) + (" …" if len(tasks) > 3 else "")),
     ("different answers", f"{len(found.answers):,}", "in all tasks"),
     ("media read", f"{media:,}", f"of {drawn:,} samples"),
@@ -70,7 +70,7 @@ def _page(found: Survey, seed: int) -> str:
     **{
       f"Key: {key}": values
       for key, values in found.meta.items()
-      if len(values) <= max(_MOST_VALUES * sum(values.values()), 2)
+      if key != TYPE_KEY and len(values) <= max(_MOST_VALUES * sum(values.values()), 2)
     },
   }
   return contact_sheet(
@@ -101,7 +101,7 @@ def _card(item: Drawn) -> Card:
     question=sample.question,
     answer=sample.answer,
     choices=sample.choices,
-    meta=sample.meta,
+    meta={key: label(value) for key, value in sample.meta.items() if value is not None},
     pictures=pictures,
     wide=any('class="wide"' in image for image in pictures),
     problem=item.problem,

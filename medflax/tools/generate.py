@@ -66,12 +66,12 @@ class LanguageModel:
     if self.max_length and size > self.max_length:
       raise UserError(f"{size} tokens with the prompt's; the model has {self.max_length} places")
     prompt = jnp.asarray([ids], jnp.int32)
-    token, cache = _prefill(self.model, self.params, prompt, max_new_tokens)
-    for _ in range(max_new_tokens):
+    token, read = _prefill(self.model, self.params, prompt, max_new_tokens)
+    for step in range(1, max_new_tokens + 1):
       if int(token[0, 0]) == self.tokenizer.eos_id:
         return
       yield int(token[0, 0])
-      token, cache = _step(self.model, self.params, token, cache)
+      token, read = _step(self.model, self.params, token, read, step)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -79,14 +79,15 @@ def _prefill(model, params, tokens, max_new_tokens):
   nothing, positions = jnp.zeros_like(tokens), jnp.arange(tokens.shape[1])[None]
   batch = dict(tokens=tokens, positions=positions, segment_ids=jnp.ones_like(tokens))
   batch |= dict(media_index=nothing, media_first=nothing)
-  logits, cache = decode.prefill(model, params, batch, max_new_tokens)
-  return jnp.argmax(logits, axis=-1), cache
+  logits, read = decode.read_prompts(model, params, batch, max_new_tokens)
+  return jnp.argmax(logits, axis=-1), read
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _step(model, params, token, cache):
-  logits, cache = model.apply({"params": params}, token, cache, method="decode_step")
-  return jnp.argmax(logits, axis=-1), cache
+def _step(model, params, token, read, step):
+  seen = (jnp.arange(read.room) < step)[None, None]
+  logits, read = model.apply({"params": params}, token, read, seen, method="extend")
+  return jnp.argmax(logits, axis=-1), read
 
 
 def load(folder: pathlib.Path, dtype: str = "float32") -> LanguageModel:

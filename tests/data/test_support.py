@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import hypothesis
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import strategies as st
 
 from medflax.data.documents import Sample, Source
-from medflax.data.support import PoolEpisodes
+from medflax.data.support import PoolEpisodes, Subset, draw, draw_balanced, shuffled
 from medflax.utils import UserError
 
 
@@ -22,6 +23,9 @@ class Samples:
     return len(self.groups)
 
   def __getitem__(self, index):
+    return self.read(index, 0)
+
+  def text(self, index):
     return self.read(index, 0)
 
   def read(self, index, epoch):
@@ -103,6 +107,67 @@ def test_the_number_of_shots_covers_its_range_and_the_draw_the_pool():
   assert counts.min() > 100
   first = np.bincount([int(ids(e)[0][6:]) for e in episodes if e.support], minlength=6)
   assert first.min() > 40
+
+
+def test_fewer_shots_are_a_subset_of_more():
+  pool, queries = samples("train", "aabbccddeeffgg", "xyxxyyxyxyxyxx"), samples("val", "ag", "xy")
+  shots = [PoolEpisodes(queries, pool, k, seed=(3,)) for k in range(9)]
+  for fewer, more in itertools.pairwise(shots):
+    for index in range(2):
+      assert set(ids(fewer[index])) < set(ids(more[index]))
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 300, 3000])
+def test_shuffling_lazily_is_a_permutation(size):
+  candidates = np.arange(size) * 2
+  order = list(shuffled(np.random.default_rng(0), candidates))
+  assert sorted(order) == candidates.tolist()
+  assert size < 2 or order != candidates.tolist()
+
+
+def test_shuffling_lazily_is_uniform():
+  rng, size = np.random.default_rng(0), 300
+  firsts = [list(itertools.islice(shuffled(rng, np.arange(size)), 5)) for _ in range(6000)]
+  assert all(len(set(first)) == 5 for first in firsts)
+  counts = np.array([np.bincount([f[place] for f in firsts], minlength=size) for place in range(5)])
+  chi = ((counts - 20) ** 2 / 20).sum(axis=1)  # of 299 degrees of freedom: 299 ± 24
+  assert (abs(chi - 299) < 100).all()
+
+
+def test_a_draw_from_many_touches_few():
+  touched = []
+  pool = np.arange(200_000)
+  drawn = draw(np.random.default_rng(0), [pool, pool], pool, lambda i: not touched.append(i))
+  assert len(set(itertools.islice(drawn, 8))) == len(touched) == 8
+
+
+@hypothesis.given(
+  st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1),
+  st.integers(0, 9),
+  st.integers(0, 12),
+  st.integers(0, 99),
+)
+@hypothesis.settings(deadline=None)
+def test_balanced_draws_are_as_equal_as_can_be(pool, excluded, count, seed):
+  labels, groups = (np.array(column) for column in zip(*pool, strict=True))
+  classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+  rng = np.random.default_rng(seed)
+  drawn = draw_balanced(rng, classes, groups, lambda i: bool(groups[i] != excluded))
+  taken = list(itertools.islice(drawn, count))
+  assert len(taken) == len(set(taken)) == min(count, int((groups != excluded).sum()))
+  assert excluded not in groups[taken]
+  sizes = {c: int(((labels == c) & (groups != excluded)).sum()) for c in labels.tolist()}
+  counts = {c: int((labels[taken] == c).sum()) for c in sizes}
+  for c in sizes:
+    assert counts[c] == sizes[c] or counts[c] >= max(counts.values()) - 1
+
+
+def test_a_subset_is_a_source_of_its_own():
+  pool = Subset(samples("train", "abcdef", "xyxyxy"), [1, 4])
+  assert (len(pool), pool.groups, pool.topics) == (2, ["b", "e"], ["y", "x"])
+  assert [pool[1].id, pool.text(0).id] == ["train-4", "train-1"]
+  [episode] = PoolEpisodes(samples("val", "b"), pool, 1, seed=(0,))
+  assert ids(episode) == ["train-4"]
 
 
 def test_too_small_a_pool_is_refused_with_its_numbers():

@@ -137,13 +137,3 @@ def test_missing_or_broken_folder_is_one_line(tmp_path, content):
     load_tokenizer(str(path))
   assert str(path) in str(error.value)
   assert "\n" not in str(error.value)
-
-
-@given(st.text(max_size=40))
-def test_pieces_put_together_are_the_text(text):
-  tokenizer = load_tokenizer()
-  pieces = tokenizer.pieces()
-  ids = tokenizer.encode(text)
-  assert b"".join(pieces[i] for i in ids).decode() == tokenizer.decode(ids) == text
-  assert len(pieces) == tokenizer.vocab_size
-  assert pieces[tokenizer.pad_id] == b""

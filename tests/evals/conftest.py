@@ -43,20 +43,24 @@ class Oracle(nn.Module):
     media_first,
     positions,
     segment_ids,
-    cache_size,
+    length=0,
+    branches=1,
+    prefix=None,
   ):
     if features is None:  # a prompt of text alone
       kind = jnp.zeros(len(tokens), jnp.int32)
-      return self.emit(kind, 0), {"kind": kind, "step": jnp.asarray(1)}
+      return self.emit(kind, jnp.zeros(1, int)), {"kind": kind}
     shown = media_ordinal["media"] == media_index[:, -1:]
     kind = (features[:, :, 0, 0] * shown).sum(1).astype(jnp.int32)
-    return self.emit(kind, 0), {"kind": kind, "step": jnp.asarray(1)}
+    return self.emit(kind, jnp.zeros(1, int)), {"kind": kind}
 
-  def decode_step(self, tokens, cache):
-    return self.emit(cache["kind"], cache["step"]), cache | {"step": cache["step"] + 1}
+  def extend(self, tokens, cache, seen):
+    # How many new tokens each sees is its place in the answer.
+    return self.emit(cache["kind"], seen[..., : tokens.shape[1], :].sum(-1)[0]), cache
 
-  def emit(self, kind, step):
-    return 9.0 * nn.one_hot(self.answers[kind, step].astype(jnp.int32), 2048)[:, None]
+  def emit(self, kind, places):
+    token = self.answers[kind[:, None], places].astype(jnp.int32)
+    return 9.0 * nn.one_hot(token, 2048)
 
   def __call__(self, media, tokens, media_index, **rest):
     return jnp.zeros((*tokens.shape, 8))  # knows nothing: uniform over eight tokens

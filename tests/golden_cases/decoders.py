@@ -9,6 +9,7 @@ import numpy as np
 
 from medflax.models.attention import causal_mask
 from medflax.models.language.decoder import Decoder
+from medflax.models.reading import with_room
 from medflax.pretrained import hf_decoders
 from tests.golden_cases.base import (
   Case,
@@ -38,15 +39,16 @@ def decoder(case: Case) -> Iterator[Result]:
     slots = jnp.arange(tokens.shape[1])
     positions = jnp.maximum(jnp.cumsum(seen, axis=1) - 1, 0)
     inside = causal_mask(slots, seen, slots, seen)
-    size = arrays["out.greedy_ids"].shape[1]
-    return model.apply(params, tokens, positions, inside, None, None, cache_size=size)
+    return model.apply(params, tokens, positions, inside, None, None, keep=True)
 
   @jax.jit
-  def step(token, cache, seen, index):
+  def step(token, parts, seen, slot):
     slots, positions = jnp.arange(seen.shape[1]), jnp.cumsum(seen, axis=1) - 1
-    inside = causal_mask(index[None], jnp.ones_like(token), slots, seen)
-    place = jax.lax.dynamic_slice_in_dim(positions, index, 1, axis=1)
-    return model.apply(params, token, place, inside, None, None, cache=cache, index=index)
+    inside = causal_mask(slot[None], jnp.ones_like(token), slots, seen)
+    place = jax.lax.dynamic_slice_in_dim(positions, slot, 1, axis=1)
+    cached = dict(cache=parts, key_positions=positions, index=slot - ids.shape[1], keep=True)
+    logits, room = model.apply(params, token, place, inside, None, None, **cached)
+    return logits, (parts[0], room)
 
   ids = arrays["in.ids"]
   logits, _ = whole(params, ids, np.ones_like(ids))
@@ -54,18 +56,18 @@ def decoder(case: Case) -> Iterator[Result]:
   yield compare("loss", next_token_loss(logits, ids), arrays["out.loss"])
   for side in ("right", "left"):
     seen = arrays[f"in.{side}_mask"]
-    logits, cache = whole(params, arrays[f"in.{side}_ids"], seen)
+    logits, kept = whole(params, arrays[f"in.{side}_ids"], seen)
     # With positions from the mask, where the peer's forward would count the padding.
     want = arrays.get(f"out.{side}_logits_maskpos", arrays[f"out.{side}_logits"])
     yield compare(f"logits, {side}-padded", logits, want, seen > 0)
   # The left-padded rows go on.
   new = arrays["out.greedy_ids"].shape[1] - ids.shape[1]
   seen = np.pad(seen, ((0, 0), (0, new)), constant_values=1)
-  logits, made, scores = logits[:, -1:], [], []
+  logits, made, scores, parts = logits[:, -1:], [], [], with_room(kept, new)
   for i in range(ids.shape[1], seen.shape[1]):
     scores.append(logits)
     made.append(jnp.argmax(logits, axis=-1))
-    logits, cache = step(made[-1], cache, seen, jnp.asarray(i))
+    logits, parts = step(made[-1], parts, seen, jnp.asarray(i))
   tokens, logits = np.concatenate(made, axis=1), np.concatenate(scores, axis=1)
   yield same_tokens(f"{new} greedy tokens, left-padded", tokens, arrays["out.greedy_ids"][:, -new:])
   yield compare("logits of every step", logits, arrays["out.greedy_scores"])

@@ -61,14 +61,14 @@ def xattn(case: Case) -> Iterator[Result]:
   x, more = jnp.asarray(case.arrays["in.x"]), jnp.asarray(case.arrays["in.x_cached"])
   abstract = abstract_leaves(block, x, media, mask)
   params = import_weights(open_flamingo.gated_xattn(sizes, "", ()), abstract, case.weights)
-  y, cache = block.apply(params, x, media, mask)
+  y, kept = block.apply(params, x, media, mask)
   # Where a token sees nothing and all previous images are asked for, the peer attends to every
   # image alike; here such a token gets nothing, as it does in the peer's other mode.
   counted = lambda mask: np.asarray(mask.any(-1)) | immediate
   note = "" if immediate else " of tokens that see an image"
   yield compare(f"block{note}", y, case.arrays["out.y"], counted(mask))
   last = jnp.repeat(mask[:, -1:], more.shape[1], axis=1)
-  y, _ = block.apply(params, more, None, last, cache)
+  y, _ = block.apply(params, more, None, last, [kept])
   yield compare(f"block, cached media{note}", y, case.arrays["out.y_cached"], counted(last))
 
 
@@ -153,7 +153,7 @@ class _Flamingo:
         **_fields(self.section["lm"]), fusion=GatedXattn(**_fields(self.section["fusion"]))
       ),
     )
-    self.run = jax.jit(self.model.apply, static_argnames=("method", "cache_size"))
+    self.run = jax.jit(self.model.apply, static_argnames=("method", "length"))
     ids = case.arrays["in.input_ids"]
     inputs = self.inputs(ids, case.arrays["in.attention_mask"], "prev_image")
     self.abstract = abstract_leaves(self.model, self.media, *inputs["args"], **inputs["kwargs"])
@@ -285,13 +285,13 @@ def _greedy(
 def _scores(case: Case, ours: _Flamingo, features, inputs, want: np.ndarray) -> Result:
   """Logits of each decoding step, of rows that have not stopped."""
   ids, index = inputs["args"]
-  total = ids.shape[1] + want.shape[1]
-  logits, cache = ours.apply(
-    features, ids, index, method="prefill", cache_size=total, **inputs["kwargs"]
-  )
+  new = want.shape[1]
+  logits, read = ours.apply(features, ids, index, method="prefill", length=new, **inputs["kwargs"])
   steps = [logits]
-  for i in range(want.shape[1] - 1):
-    logits, cache = ours.apply(want[:, i : i + 1].astype(np.int32), cache, method="decode_step")
+  for i in range(new - 1):
+    seen = (np.arange(new) <= i)[None, None]
+    token = want[:, i : i + 1].astype(np.int32)
+    logits, read = ours.apply(token, read, seen, method="extend")
     steps.append(logits)
   stopped = np.cumsum(want == ours.ids["eoc"], axis=1) - (want == ours.ids["eoc"]) > 0
   scores = np.concatenate(steps, axis=1)

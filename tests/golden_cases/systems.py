@@ -140,19 +140,19 @@ def greedy(
 
 def step_logits(system: System, features: jax.Array, prompt: Row, tokens: np.ndarray) -> np.ndarray:
   """The logits of every decoding step that gave `tokens`, `[b, n, vocab]`."""
-  size = prompt.tokens.shape[1] + tokens.shape[1]
-  logits, cache = system.apply(
+  new = tokens.shape[1]
+  logits, read = system.apply(
     features,
     jnp.asarray(prompt.tokens),
     jnp.asarray(prompt.media_index),
     method="prefill",
-    cache_size=size,
+    length=new,
     **prompt.options("media"),
   )
   steps = [logits]
-  for i in range(tokens.shape[1] - 1):
-    token = jnp.asarray(tokens[:, i : i + 1], jnp.int32)
-    logits, cache = system.apply(token, cache, method="decode_step")
+  for i in range(new - 1):
+    token, seen = jnp.asarray(tokens[:, i : i + 1], jnp.int32), (np.arange(new) <= i)[None, None]
+    logits, read = system.apply(token, read, seen, method="extend")
     steps.append(logits)
   return np.concatenate(steps, axis=1)
 

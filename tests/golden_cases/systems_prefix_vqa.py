@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from medflax.inference.beam import beam_search
+from medflax.inference.decode import read_prompts
+from medflax.inference.stops import stop_at
 from medflax.models import build_model
 from medflax.models.fusion.inline import soft_tokens
 from medflax.pretrained import hf_decoders
@@ -103,13 +105,14 @@ def _generation(case: Case, system: System, features, prompt) -> Iterator[Result
     media_index=inputs[2],
     media_ordinal=jnp.asarray(prompt.media_ordinal),
   )
+  size = dict(max_new_tokens=int(lengths.max()), num_beams=len(want))
+  model, params = system.model, system.params["params"]
   found = beam_search(
-    system.model,
-    system.params["params"],
-    batch,
-    num_beams=len(want),
-    max_new_tokens=int(lengths.max()),
-    stop_ids=np.asarray(stops[:1] or [-1]),
+    model,
+    params,
+    *read_prompts(model, params, batch, int(lengths.max()), branches=len(want)),
+    **size,
+    stops=stop_at(stops[:1] or [-1]),
     pad_id=0,
     ranking="among",
   )

@@ -7,9 +7,8 @@ import pytest
 from flax.core import freeze, meta
 
 from medflax.inference import decode
-from medflax.inference.decode import MediaFeatures, embed, generate, postprocess
+from medflax.inference.decode import generate, postprocess
 from medflax.models import build_model
-from medflax.utils import UserError
 
 PAD, STOP, VOCAB = 0, 3, 23
 CONFIG = {
@@ -163,60 +162,6 @@ def test_equal_shapes_share_a_program(model_and_params):
   before = generate._cache_size()
   run(build_model(freeze(CONFIG)), params, prompts(ROWS[::-1], NUM_MEDIA[::-1]), stop_ids=(7,))
   assert generate._cache_size() == before
-
-
-def embedder(calls):
-  def embed_sums(media):
-    [(kind, chunk)] = media.items()
-    calls.append((kind, chunk.shape))
-    flat = chunk.reshape(len(chunk), -1).astype(np.float32)
-    return jnp.asarray(np.stack([flat.sum(1), flat.max(1)], axis=1)[:, None])
-
-  return embed_sums
-
-
-def test_each_distinct_media_is_embedded_once_in_chunks_of_one_shape():
-  calls = []
-  features = MediaFeatures(embedder(calls), chunk_size=4)
-  images = [np.full((2, 2, 1), value, np.float32) for value in range(6)]
-  volume = np.ones((3, 2, 2, 1), np.float32)
-  rows = [features.add(image, "image") for image in images + images[::-1]]
-  rows.append(features.add(volume, "volume"))
-  features.finish()
-  assert rows == [*range(6), *range(6)[::-1], 6]
-  assert calls == [("image", (4, 1, 2, 2, 1))] * 2 + [("volume", (4, 1, 3, 2, 2, 1))]
-  assert features.programs == 2
-  taken = features.take(np.array([[5, 0], [6, -1]]))
-  np.testing.assert_array_equal(taken[..., 0, 0], [[20, 0], [12, 0]])
-
-
-def test_media_of_one_content_but_another_type_are_told_apart():
-  features = MediaFeatures(embedder([]), chunk_size=2)
-  zeros = [
-    np.zeros((4, 4, 1), np.uint8),
-    np.zeros((4, 4, 1), np.float32),
-    np.zeros((2, 8, 1), "u1"),
-  ]
-  assert [features.add(x, "image") for x in zeros] == [0, 1, 2]
-
-
-def test_embedding_by_chunks_is_embedding_by_rows(model_and_params):
-  model, params = model_and_params
-  batch = prompts(ROWS, NUM_MEDIA)
-  features = MediaFeatures(lambda media: embed(model, params, media), chunk_size=3)
-  images = np.asarray(batch["media"]["image"]).reshape(-1, 8, 8, 1)
-  rows = np.array([features.add(image, "image") for image in images]).reshape(4, 2)
-  features.finish()
-  apply = jax.jit(lambda media: model.apply({"params": params}, media, method="embed_media"))
-  expected = apply(batch["media"])
-  np.testing.assert_allclose(features.take(rows), expected, atol=1e-4)
-
-
-def test_features_tied_to_places_are_refused(model_and_params):
-  config = CONFIG | {"connector": CONFIG["connector"] | {"max_media": 4}}
-  model = build_model(freeze(config))
-  with pytest.raises(UserError, match="max_media"):
-    embed(model, model_and_params[1], {"image": np.zeros((1, 1, 8, 8, 1), np.float32)})
 
 
 def test_fetch_is_the_array():

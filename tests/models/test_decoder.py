@@ -102,12 +102,12 @@ def test_the_block_stands_before_the_last_layer_of_its_group():
   group["xattn"]["attn_gate"] = jnp.ones((1, 1))
   # With layer_1 silent media reach the logits only by what the block adds to the stream; with
   # layer_0 changed too, what the block reads changes, so it stands after layer_0.
-  caches = jax.jit(lambda p: model.apply(p, *args, cache_size=6))(params)[1]["groups"]
+  caches = jax.jit(lambda p: model.apply(p, *args, keep=True))(params)[1]["groups"]
   other = jax.tree.map(lambda w: w, params)
   other["params"]["groups"]["xattn"]["attn_gate"] = jnp.zeros((1, 1))
-  closed = jax.jit(lambda p: model.apply(p, *args, cache_size=6))(other)[1]["groups"]
-  np.testing.assert_array_equal(caches["layer_0"]["key"], closed["layer_0"]["key"])
-  assert not jnp.allclose(caches["layer_1"]["key"], closed["layer_1"]["key"])
+  closed = jax.jit(lambda p: model.apply(p, *args, keep=True))(other)[1]["groups"]
+  np.testing.assert_array_equal(caches["layer_0"].key, closed["layer_0"].key)
+  assert not jnp.allclose(caches["layer_1"].key, closed["layer_1"].key)
 
 
 @pytest.mark.parametrize("policy", ["full", "dots"])

@@ -12,6 +12,7 @@ from medflax.models.attention import causal_mask
 from medflax.models.language.decoder import Decoder
 from medflax.models.language.layer import QK_NORMS
 from medflax.models.language.positions import ROPE_SCALINGS, alibi_slopes, rotary
+from medflax.models.reading import with_room
 from medflax.pretrained.hf_decoders import config_from_hf, ignored, mapping
 from tests.golden_cases.base import Case, abstract_leaves, compare, import_weights
 
@@ -60,26 +61,27 @@ def random_params(model):
   return {"params": flax.traverse_util.unflatten_dict(flat, sep="/")}
 
 
-def decode(model, params, token, segment_ids, positions, cache, index):
-  """Logits of one more token a row, which lies at slot `index`, and the cache with it."""
-  slots = jnp.arange(segment_ids.shape[1])
-  mask = causal_mask(index[None], jnp.ones_like(token), slots, segment_ids)
-  y, cache = model.apply(params, token, positions, mask, None, None, cache=cache, index=index)
-  return y[:, 0], cache
+def decode(model, first, params, token, segment_ids, positions, parts, slot):
+  """Logits of one more token a row, which lies at `slot`, and the cache's parts with it."""
+  slots, place = jnp.arange(segment_ids.shape[1]), positions[:, slot][:, None]
+  mask = causal_mask(slot[None], jnp.ones_like(token), slots, segment_ids)
+  cached = dict(cache=parts, key_positions=positions, index=slot - first, keep=True)
+  y, room = model.apply(params, token, place, mask, None, None, **cached)
+  return y[:, 0], (parts[0], room)
 
 
 def jit(function, *args, **kwargs):
   return jax.jit(functools.partial(function, *args, **kwargs), compiler_options=QUICK)
 
 
-def decoded(model, params, tokens, padding, cache, first):
+def decoded(model, params, tokens, padding, kept, first):
   """Logits behind each of `tokens` from slot `first` on, which follow left-padded prompts."""
-  step = jit(decode, model)
+  step, parts = jit(decode, model, first), with_room(kept, tokens.shape[1] - first)
   segment_ids = np.pad(padding, ((0, 0), (0, tokens.shape[1] - first)), constant_values=1)
-  positions = np.cumsum(segment_ids, axis=1) - 1
+  positions = np.maximum(np.cumsum(segment_ids, axis=1) - 1, 0)
   for i in range(first, tokens.shape[1]):
-    place = (jnp.asarray(a) for a in (tokens[:, i : i + 1], segment_ids, positions[:, i : i + 1]))
-    y, cache = step(params, *place, cache, jnp.asarray(i))
+    text = (jnp.asarray(a) for a in (tokens[:, i : i + 1], segment_ids, positions))
+    y, parts = step(params, *text, parts, jnp.asarray(i))
     yield np.asarray(y)
 
 
@@ -98,16 +100,16 @@ def test_parity_with_transformers(golden_folder, variant):
   positions = np.maximum(np.cumsum(segments, axis=1) - 1, 0)
   greedy = arrays["out.greedy_ids"]
   fed = greedy[:, :-1]
-  run = jit(model.apply, cache_size=fed.shape[1])
-  logits, cache = run(params, *inputs(tokens, segments, positions))
+  run = jit(model.apply, keep=True)
+  logits, kept = run(params, *inputs(tokens, segments, positions))
   left = arrays.get("out.left_logits_maskpos", arrays["out.left_logits"])
   expected = np.concatenate([arrays["out.logits"], arrays["out.right_logits"], left])
   assert compare("logits", logits, expected, segments > 0).passed
 
   rows, prompt = padding.shape
-  cache = jax.tree.map(lambda a: a[:, -rows:], cache)  # layers first; the left-padded rows
+  kept = jax.tree.map(lambda a: a[:, -rows:], kept)  # layers first; the left-padded rows
   steps = [np.asarray(logits[-rows:, -1])]
-  steps += decoded(model, params, fed, padding, cache, prompt)
+  steps += decoded(model, params, fed, padding, kept, prompt)
   y = np.stack(steps, axis=1)
   assert compare("scores", y, arrays["out.greedy_scores"]).passed
   np.testing.assert_array_equal(y.argmax(-1), greedy[:, prompt:])
@@ -125,8 +127,8 @@ def test_decoding_is_the_whole_row_token_by_token(name):
   padding = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
   positions = np.maximum(np.cumsum(padding, axis=1) - 1, 0)
   prompt = inputs(tokens[:, :5], padding, positions)
-  logits, cache = jit(model.apply, cache_size=8)(params, *prompt)
-  y = np.stack([logits[:, -1], *decoded(model, params, tokens, padding, cache, 5)], axis=1)
+  logits, kept = jit(model.apply, keep=True)(params, *prompt)
+  y = np.stack([logits[:, -1], *decoded(model, params, tokens, padding, kept, 5)], axis=1)
   np.testing.assert_allclose(y, np.stack([whole[0, 4:], whole[0, 2:-2]]), atol=1e-4)
 
 

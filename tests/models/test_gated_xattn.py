@@ -45,21 +45,23 @@ def test_text_sees_the_media_that_the_mask_allows():
 def test_text_that_sees_no_media_passes_the_mlp_alone():
   params, (x, media, mask) = init(), inputs()
   y, _ = BLOCK.apply(params, x, media, mask)
-  alone, cache = BLOCK.apply(params, x, None, None)
-  assert cache is None
+  alone, kept = BLOCK.apply(params, x, None, None)
+  assert kept is None
   np.testing.assert_array_equal(y[:, 3], alone[:, 3])
   assert not jnp.allclose(y[:, 0], alone[:, 0])
 
 
 def test_the_cache_stands_for_the_media():
   params, (x, media, mask) = init(), inputs()
-  y, cache = BLOCK.apply(params, x, media, mask)
-  again, same = BLOCK.apply(params, x, None, mask, cache)
-  np.testing.assert_array_equal(y, again)
-  assert same is cache
-  assert {name: a.shape for name, a in cache.items()} == dict.fromkeys(
-    ("key", "value"), (1, 6, 2, 4)
-  )
+  y, kept = BLOCK.apply(params, x, media, mask)
+  assert [part.shape for part in kept] == [(1, 2, 6, 4)] * 2
+  again, new = BLOCK.apply(params, x, None, mask, [kept])
+  np.testing.assert_allclose(again, y, atol=1e-6)
+  assert new is None
+  _, first = BLOCK.apply(params, x, media[:, :1], mask[:, :, :1])
+  later, rest = BLOCK.apply(params, x, media[:, 1:], mask, [first])
+  np.testing.assert_allclose(later, y, atol=1e-6)
+  np.testing.assert_array_equal(rest.key, kept.key[:, :, first.key.shape[2] :])
 
 
 def _params(torch, heads):
@@ -97,7 +99,7 @@ def test_parity_with_openflamingo(golden, variant, rule):
   ordinals = jnp.broadcast_to(jnp.arange(1, 4), media.shape[:2])
   mask = media_mask(index, first, ordinals)
 
-  y, cache = block.apply(params, jnp.asarray(arrays["in.x"]), media, mask)
+  y, kept = block.apply(params, jnp.asarray(arrays["in.x"]), media, mask)
   # Where a token sees nothing and all previous images are asked for, the peer attends to every
   # image alike; here such a token gets nothing, as it does in the peer's other mode.
   same = np.asarray(mask.any(-1)) | (rule == "prev_image")
@@ -107,6 +109,6 @@ def test_parity_with_openflamingo(golden, variant, rule):
   # Decoding: the peer lets new tokens see what the last one saw.
   x = jnp.asarray(arrays["in.x_cached"])
   last = jnp.repeat(mask[:, -1:], x.shape[1], axis=1)
-  y, _ = block.apply(params, x, None, last, cache)
+  y, _ = block.apply(params, x, None, last, [kept])
   same = np.asarray(last.any(-1)) | (rule == "prev_image")
   np.testing.assert_allclose(np.asarray(y)[same], arrays["out.y_cached"][same], atol=1e-5)

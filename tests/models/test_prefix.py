@@ -49,11 +49,11 @@ def test_a_prefix_is_a_cached_token():
   """The same keys and values stand in the cache of a row that begins with one token."""
   base, params = prefixed(length=1)
   segments = jnp.ones_like(TOKENS)
-  _, cache = whole(base, segments=segments, cache_size=5)
+  _, cache = whole(base, segments=segments, keep=True)
   cached = cache["groups"]["layer_0"]
   attention = dict(params["groups"]["layer_0"]["attn"])
   for name in ("key", "value"):  # of the second row's first token, for all rows
-    attention[f"prefix_{name}"] = cached[name][:, 1, :1]
+    attention[f"prefix_{name}"] = getattr(cached, name)[:, 1, :, :1].swapaxes(1, 2)
   layer = params["groups"]["layer_0"] | {"attn": attention}
   row = TOKENS[1:, 1:]
   slots = jnp.arange(1, 5)
@@ -68,12 +68,13 @@ def test_decoding_sees_the_prefix():
   _, params = prefixed()
   segments = jnp.ones_like(TOKENS)
   expected = whole(params, segments=segments)[0][:, -1:]
-  _, cache = whole(params, TOKENS[:, :4], segments[:, :4], cache_size=5)
-  assert cache["groups"]["layer_0"]["key"].shape[2] == 5
+  _, cache = whole(params, TOKENS[:, :4], segments[:, :4], keep=True)
+  assert cache["groups"]["layer_0"].key.shape[3] == 4
   index, slots = jnp.asarray(4), jnp.arange(5)
   mask = causal_mask(index[None], segments[:, :1], slots, segments)
   args = TOKENS[:, 4:], jnp.full((2, 1), 4), mask, None, None
-  logits, _ = DECODER.apply({"params": params}, *args, cache=cache, index=index)
+  options = dict(cache=[cache], key_positions=jnp.broadcast_to(slots, TOKENS.shape))
+  logits, _ = DECODER.apply({"params": params}, *args, **options)
   np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 

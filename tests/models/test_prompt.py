@@ -51,12 +51,13 @@ def test_a_prompt_is_tokens_with_those_embeddings(kind):
 def test_decoding_sees_the_prompt(kind):
   decoder, params = prompted(kind)
   expected = whole(kind)[0][:, -1:]
-  last, cache = whole(kind, TOKENS[:, :4], cache_size=5, last_only=True)
+  last, cache = whole(kind, TOKENS[:, :4], keep=True, last_only=True)
   np.testing.assert_allclose(last, whole(kind)[0][:, 3:4], atol=1e-5)
   index, slots, ones = jnp.asarray(4), jnp.arange(5), jnp.ones_like(TOKENS)
   mask = causal_mask(index[None], ones[:, :1], slots, ones)
   args = TOKENS[:, 4:], jnp.full((2, 1), 4), mask, None, None
-  logits, _ = decoder.apply({"params": params}, *args, cache=cache, index=index)
+  options = dict(cache=[cache], key_positions=jnp.broadcast_to(slots, TOKENS.shape))
+  logits, _ = decoder.apply({"params": params}, *args, **options)
   np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 

@@ -163,19 +163,17 @@ def test_prefill_and_decoding_give_the_logits_of_the_whole(params, rule, slots):
   @jax.jit
   def prefill(params):
     features = MODEL.apply(params, media, method="embed_media")
-    return MODEL.apply(
-      params, features, tokens, media_index, **kwargs, cache_size=10, method="prefill"
-    )
+    return MODEL.apply(params, features, tokens, media_index, **kwargs, length=2, method="prefill")
 
-  decode = jax.jit(lambda p, token, cache: MODEL.apply(p, token, cache, method="decode_step"))
-  out, cache = prefill(params)
+  extend = jax.jit(lambda p, *args: MODEL.apply(p, *args, method="extend"))
+  out, read = prefill(params)
   assert out.shape == (2, 1, 11)
   for step in (-3, -2, -1):
     for logit, row in zip(np.asarray(out)[:, 0], whole, strict=True):
       close(logit, row[step], atol=2e-5)
     if step < -1:
       token = jnp.array([row["tokens"][step + 1 : step + 2 or None] for row in rows])
-      out, cache = decode(params, token, cache)
+      out, read = extend(params, token, read, jnp.arange(2)[None, None] <= step + 3)
 
 
 def test_gradients_are_finite_and_reach_every_part(params):

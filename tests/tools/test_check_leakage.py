@@ -7,11 +7,19 @@ import nibabel
 import numpy as np
 import PIL.Image
 import pytest
+import safetensors.numpy
 
+from medflax.data.builders import BUILDERS
+from medflax.data.builders.prepare import prepare
 from medflax.data.folder import FolderDataset
+from medflax.data.prepared import PreparedDataset
 from medflax.leakage import embed
 from medflax.leakage.sides import open_parts
-from medflax.tools import check_leakage
+from medflax.pretrained import open_clip
+from medflax.pretrained.checkpoint import under
+from medflax.pretrained.leaves import abstract_leaves
+from medflax.pretrained.mapping import to_theirs
+from medflax.tools import check_leakage, import_weights
 from tests.leakage.pictures import COPIES, CROPS, scan, volume
 
 SAME = "Is there an effusion on this side of the chest?"
@@ -203,6 +211,61 @@ def test_the_shipped_tower_is_the_configs():
   assert plain(embed.PHANTOM_FIELDS) == {
     k: v for k, v in plain(tower).items() if k in embed.PHANTOM_FIELDS
   }
+
+
+@pytest.fixture
+def tower(tmp_path):
+  """A CLIP of random weights in open_clip's file, imported."""
+  sizes = dict(width=64, layers=1, patch_size=4, image_size=8, mlp_ratio=2)
+  section = open_clip.config_from_open_clip(dict(vision_cfg=sizes, quick_gelu=True))
+  rng = np.random.default_rng(0)
+  ours = {
+    path: rng.normal(0, 0.1, leaf.shape).astype(np.float32)
+    for path, leaf in abstract_leaves({"tower": section}).items()
+  }
+  theirs = to_theirs(under("tower", open_clip.mapping(section)), ours)
+  file = tmp_path / "clip.safetensors"
+  safetensors.numpy.save_file({k: np.ascontiguousarray(x) for k, x in theirs.items()}, file)
+  assert import_weights.main(["open_clip", str(file), "--to", str(tmp_path / "clip")]) == 0
+  return tmp_path / "clip"
+
+
+@pytest.fixture
+def prepared(tmp_path):
+  """Folders of two builders; the second shows training images 0 and, scaled, 1 of the first."""
+  source = tmp_path / "source"
+  (source / "imgs").mkdir(parents=True)
+  pictures = {("train", "en", i): scan(i) for i in range(6)}
+  pictures |= {("test", "zh", 10): scan(0), ("test", "zh", 11): COPIES["half"](scan(1))}
+  pictures |= {("test", "zh", i): scan(i) for i in (20, 21)}
+  rows = {"train": [], "test": []}
+  for (split, language, i), picture in pictures.items():
+    save(source / "imgs", f"{i}.png", picture)
+    asked = dict(qid=i, img_name=f"{i}.png", question=f"What is {i}?", answer="x")
+    rows[split].append(
+      {**asked, "q_lang": language, "answer_type": "OPEN", "content_type": "Organ"}
+    )
+  for split, listed in rows.items():
+    (source / f"{split}.json").write_text(json.dumps(listed))
+  names = ("slake_en", "slake_zh")
+  for name in names:
+    prepare(BUILDERS[name], source, tmp_path / name)
+  return [tmp_path / name for name in names]
+
+
+def test_an_imported_tower_and_prepared_folders(tower, prepared, tmp_path):
+  train, evaluated = prepared
+  flags = (f"{train}:train", "--against", evaluated, "--tower", tower, "--embedding", 0.9998)
+  found = run(tmp_path / "out", *flags)
+  copies = {("0", "10"), ("1", "11")}
+  assert ids(found, {"embedding"}) == ids(found, {"pixels", "phash"}) == copies
+  found = run(tmp_path / "alone", *flags, "--exclude", "embedding")
+  path = tmp_path / "alone" / "leakage.csv"
+  assert listed(path) == {"0": ["embedding"], "1": ["embedding"]}
+  left = PreparedDataset(train, (16, 16), (4, 8, 8), exclude=path)
+  assert left.splits == {"train": 4} and {row["id"] for row in left.skipped} == {"0", "1"}
+  path = tmp_path / "alone" / "leakage_eval.csv"
+  assert PreparedDataset(evaluated, (16, 16), (4, 8, 8), exclude=path).splits == {"test": 2}
 
 
 def test_embeddings_of_the_shipped_tower():

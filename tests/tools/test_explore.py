@@ -65,6 +65,14 @@ def test_warnings(folder):
   assert "a single value: 1 of the 5 drawn (id-3)" in said
 
 
+def test_keys_that_are_no_categories_are_not_counted(tmp_path, monkeypatch):
+  monkeypatch.setattr("medflax.data.survey._MOST_VALUES", 3)
+  rows = [row(n, images=["0.png"], note=f"n{n}", plane=("", "axial")[n % 2]) for n in range(6)]
+  rows = [{**values, "age": None, "view": ""} for values in rows]
+  found = survey(browse(str(save(tmp_path, rows))), num_drawn=1)
+  assert found.meta == {"plane": {"axial": 3}}
+
+
 def test_one_answer_for_nearly_all(tmp_path):
   rows = [row(n, images=["0.png"], group=None, answer="no" if n else "yes") for n in range(40)]
   said = survey(browse(str(save(tmp_path, rows))), num_drawn=1).warnings

@@ -26,7 +26,7 @@ class Record:
     question: "" in an interleaved document, whose text is the `answer`.
     answer: of an interleaved document, the text with one `<image>` where each of the media stands.
     group: what must not straddle a support set: a patient, a case, an article, an image.
-    media: (kind, path relative to the source) pairs.
+    media: (kind, path relative to the source) pairs; a path may be one of `volume_of`.
     topic: samples of the query's topic are preferred as its support; the task by default.
     answer_type: open or closed, as the data says, never guessed from the answer.
     choices: the options of a closed question.
@@ -151,6 +151,17 @@ class Builder:
 def images(*paths: str) -> tuple[tuple[str, str], ...]:
   """`Record.media` of some images."""
   return tuple((IMAGE, path) for path in paths)
+
+
+def volume_of(path: str, index: int) -> str:
+  """A path of `Record.media`: one volume, counted from 0, of a file that holds several."""
+  return f"{path}#{index}"
+
+
+def split_volume(path: str) -> tuple[str, int | None]:
+  """The file of a path of `Record.media`, and which of its volumes is meant; None: it has one."""
+  file, mark, index = path.rpartition("#")
+  return (file, int(index)) if mark and index.isdecimal() else (path, None)
 
 
 def answer_type(row: Row, *names: str) -> str:

@@ -2,7 +2,8 @@
 
 One or several of its tasks, told apart by the names of their files. Masks are public for the
 training cases alone, which are split by a hash. Modality and organ are questions only where there
-are several tasks. Tasks 1 and 5 hold several volumes a file, and are rejected.
+are several tasks. Tasks 1 and 5 hold several sequences of MR a file: all of a case are shown, one
+volume each, under the names that the task's dataset.json gives them.
 """
 
 import pathlib
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import nibabel.nifti1
 import numpy as np
 
-from medflax.data.builders.base import CLOSED, OPEN, Builder, Record
+from medflax.data.builders.base import CLOSED, OPEN, Builder, Record, volume_of
 from medflax.data.builders.source import Row, SourceFolder
 from medflax.data.documents import VOLUME
 from medflax.data.manifest import hash_split
@@ -45,6 +46,7 @@ TASKS = {
   "colon": Task(CT, "colon", {1: "colon cancer"}, (1,)),
 }
 _ORGANS = tuple(sorted({task.organ for task in TASKS.values()}))
+_TABLE = "dataset.json"
 _LAYOUTS = (("imagesTr", "labelsTr"), ("images", "labels"))
 
 
@@ -57,13 +59,41 @@ def _rows(source: SourceFolder) -> Iterator[Row]:
   ]
   if not found:
     source.absent.append("imagesTr/*.nii.gz")
+  tables: dict[str, tuple[str, ...]] = {}
   for number, (image, mask) in enumerate(found, start=1):
     case = posixpath.basename(image).removesuffix(".nii.gz")
-    fields = {"case": case, "image": image, "mask_name": mask}
+    folder = posixpath.dirname(posixpath.dirname(image))
+    if folder not in tables:
+      tables[folder] = _sequences(source, posixpath.join(folder, _TABLE))
+    fields = {"case": case, "image": image, "mask_name": mask, "sequences": tables[folder]}
     try:
-      yield Row(image, number, fields | {"mask": source.file(mask)}, hash_split(case))
+      files = {"file": source.file(image), "mask": source.file(mask)}
+      yield Row(image, number, fields | files, hash_split(case))
     except UserError as error:
       yield Row(image, number, {}, hash_split(case), f"has no mask: {error}")
+
+
+def _sequences(source: SourceFolder, name: str) -> tuple[str, ...]:
+  """What each volume of a file is, by the table of a task; () where it does not tell."""
+  content = source.json(name) if source.has(name) else {}
+  table = content.get("modality") if isinstance(content, dict) else None
+  if not isinstance(table, dict):
+    return ()
+  return tuple(str(table[key]) for key in sorted(table, key=lambda key: (len(key), key)))
+
+
+def _media(row: Row) -> tuple[tuple[str, str], ...]:
+  """Every volume of a row's file."""
+  path, sequences = row.text("image"), row.fields["sequences"]
+  try:
+    _, _, _, *more = nibabel.nifti1.Nifti1Image.from_filename(row.fields["file"]).shape
+  except Exception:  # nibabel lets zlib, struct and OS errors of a broken file through
+    more = []  # reading it will tell
+  if not more or more == [1]:
+    return ((VOLUME, path),)
+  if more != [len(sequences)]:
+    raise UserError(f"{path} holds {more[0]} volumes, and its {_TABLE} names {len(sequences)}")
+  return tuple((VOLUME, volume_of(path, index)) for index in range(len(sequences)))
 
 
 def _records(row: Row) -> Iterator[Record]:
@@ -72,6 +102,12 @@ def _records(row: Row) -> Iterator[Record]:
   if task is None:
     raise UserError(f"{case} is of none of the tasks: {', '.join(TASKS)}")
   sizes = _sizes(row.fields["mask"], row.text("mask_name"))
+  media, sequences = _media(row), row.fields["sequences"]
+  meta = {"organ": task.organ, "modality": task.modality}
+  named, shows = "", "Does this volume show"
+  if len(media) > 1:
+    meta["sequences"] = ", ".join(sequences)
+    named, shows = f"The volumes are {meta['sequences']}. ", "Do they show"
 
   def record(name: str, kind: str, question: str, answer: str, choices: tuple[str, ...]) -> Record:
     return Record(
@@ -81,11 +117,11 @@ def _records(row: Row) -> Iterator[Record]:
       question=question,
       answer=answer,
       group=case,
-      media=((VOLUME, row.text("image")),),
+      media=media,
       topic=name,
       answer_type=CLOSED if choices else OPEN,
       choices=choices,
-      meta={"organ": task.organ, "modality": task.modality},
+      meta=meta,
     )
 
   yield record("modality", "modality", "Is this CT or MR?", task.modality, (CT, MR))
@@ -94,16 +130,16 @@ def _records(row: Row) -> Iterator[Record]:
   for number in task.lesions:
     name = task.structures[number]
     answer = "yes" if number in present else "no"
-    question = f"Does this volume show {name}?"
+    question = f"{named}{shows} {name}?"
     yield record(f"presence {name}", "presence", question, answer, ("yes", "no"))
   for number, name in present.items():
-    question = f"How large is the {name} in ml?"
+    question = f"{named}How large is the {name} in ml?"
     yield record(f"size {name}", "size", question, millilitres(sizes[number]), ())
   for first, second in zip(present, [*present][1:], strict=False):
     names = present[first], present[second]
     if sizes[first] != sizes[second]:
       answer = names[int(sizes[second] > sizes[first])]
-      question = f"Which is larger, the {names[0]} or the {names[1]}?"
+      question = f"{named}Which is larger, the {names[0]} or the {names[1]}?"
       yield record(f"larger {' '.join(names)}", "larger", question, answer, names)
 
 
@@ -129,7 +165,7 @@ MSD = Builder(
   version="1.0",
   url="http://medicaldecathlon.com",
   licence="CC BY-SA 4.0",
-  layout="imagesTr/ and labelsTr/ of one or several tasks",
+  layout="imagesTr/, labelsTr/ and dataset.json of one or several tasks",
   group="case",
   tasks=("modality", "organ", "presence", "size", "larger"),
   media=(VOLUME,),

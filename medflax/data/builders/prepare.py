@@ -23,7 +23,7 @@ from typing import Any
 import tqdm
 
 from medflax.data.builders import store
-from medflax.data.builders.base import MEDIA, Builder, Record, Rejected
+from medflax.data.builders.base import MEDIA, Builder, Record, Rejected, split_volume
 from medflax.data.builders.source import SourceFolder
 from medflax.utils import UserError, write_atomic
 
@@ -145,7 +145,7 @@ def _chunks(builder: Builder, source: SourceFolder, chunk_rows: int) -> Iterator
 
 def _size(source: SourceFolder, path: str) -> int:
   try:
-    return source.file(path).stat().st_size
+    return source.file(split_volume(path)[0]).stat().st_size
   except UserError:
     return 0
 
@@ -253,12 +253,13 @@ class _Writer:
   def _load(self, medium: tuple[str, str]) -> bytes | str:
     """A media file as it is stored, or what is wrong with it."""
     kind, name = medium
+    file, index = split_volume(name)
     try:
-      path = self._source.file(name)
+      path = self._source.file(file)
     except UserError as error:
       return str(error)
     try:
-      return store.load_media(path, kind)
+      return store.load_media(path, kind, index)
     except UserError as error:
       return f"{name} {error}"
 

@@ -26,6 +26,7 @@ from medflax.data.builders.base import Record
 from medflax.data.documents import VOLUME
 from medflax.data.readers import READERS, extension
 from medflax.data.readers.png_jpeg import read_image
+from medflax.data.transforms.grids import Channel
 from medflax.data.transforms.intensity import show, to_bytes
 from medflax.data.transforms.scan import Scan
 from medflax.utils import UserError
@@ -98,8 +99,8 @@ def encode_record(record: Record, numbers: Sequence[int]) -> bytes:
   ).encode()
 
 
-def load_media(path: pathlib.Path, kind: str) -> bytes:
-  """A file as it is stored, after decoding it to see that it can be.
+def load_media(path: pathlib.Path, kind: str, index: int | None = None) -> bytes:
+  """A file, or the volume `index` of it, as it is stored, after decoding it to see that it can be.
 
   Raises:
     UserError: as a predicate of the file: "is truncated; …".
@@ -113,6 +114,8 @@ def load_media(path: pathlib.Path, kind: str) -> bytes:
       return _packed({"format": suffix}, path.read_bytes())
   except OSError as error:
     raise UserError(f"cannot be read ({error.strerror})") from None
+  if index is not None:
+    scan = Channel(index)(scan, np.random.default_rng(), None)
   if kind == VOLUME and scan.array.shape[-1] > 1:
     raise UserError(f"has {scan.array.shape[-1]} volumes in one file; save the one you mean")
   if scan.voi or scan.inverted:  # how a DICOM file asks to be shown is a function

@@ -56,6 +56,8 @@ def extension(path: str | pathlib.Path) -> str:
 
 def _reader(path: pathlib.Path) -> Callable[[pathlib.Path], Scan]:
   """By suffix or, without a known one, by the first bytes; a folder is a DICOM series."""
+  if READERS.get(path.suffix.lower()) is read_image:  # opens it at once, so that nothing is lost
+    return read_image
   if path.is_dir():
     return read_folder
   with path.open("rb") as file:  # tells a missing or forbidden file from a broken one

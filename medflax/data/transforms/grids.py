@@ -33,7 +33,12 @@ def resample_weights(length: int, new_length: int) -> Float[np.ndarray, "new_len
 
 
 def scaled(array: Shaped[np.ndarray, "..."], size: Sequence[int]) -> Shaped[np.ndarray, "..."]:
-  """Resamples every axis but the last to `size`, linearly; bytes stay bytes, else float32."""
+  """Resamples every axis but the last to `size`, linearly; bytes stay bytes, else float32.
+
+  An array of that size already is given back, not copied.
+  """
+  if array.shape[:-1] == tuple(size):
+    return array if array.dtype == np.uint8 else array.astype(np.float32, copy=False)
   if array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] in (1, 3):  # much faster
     image = PIL.Image.fromarray(array if array.shape[-1] == 3 else array[..., 0])
     resized = image.resize((size[1], size[0]), PIL.Image.Resampling.BILINEAR)
@@ -56,10 +61,13 @@ def _fitted(height: int, width: int, aspect: float, bounds: Sequence[int]) -> tu
 
 
 def _centred(array: Shaped[np.ndarray, "..."], size: Sequence[int]) -> Shaped[np.ndarray, "..."]:
-  """Pads every axis of `array` but the last with zeros to `size`."""
-  before = [(target - have) // 2 for target, have in zip(size, array.shape, strict=False)]
-  after = [target - have - b for target, have, b in zip(size, array.shape, before, strict=False)]
-  return np.pad(array, [*zip(before, after, strict=True), (0, 0)])
+  """Pads every axis of `array` but the last with zeros to `size`; none is no copy."""
+  if array.shape[:-1] == tuple(size):
+    return array
+  padded = np.zeros((*size, array.shape[-1]), array.dtype)
+  starts = [(target - have) // 2 for target, have in zip(size, array.shape, strict=False)]
+  padded[tuple(slice(s, s + n) for s, n in zip(starts, array.shape, strict=False))] = array
+  return padded
 
 
 def fit(scan: Scan, size: Sequence[int]) -> Scan:
@@ -68,6 +76,8 @@ def fit(scan: Scan, size: Sequence[int]) -> Scan:
   `size` is (H, W) of an image, (D, H, W) of a volume; the slices of a volume fill its depth.
   """
   _same_rank(scan, size)
+  if scan.array.shape[:-1] == tuple(size) and scan.aspect == 1:
+    return scan
   height, width = scan.array.shape[-3:-1]
   inner = (*size[:-2], *_fitted(height, width, scan.aspect, size[-2:]))
   resized = scan.resized(scaled(scan.array, inner))

@@ -101,6 +101,8 @@ def show(scan: Scan, by: str = "auto") -> Scan:
     shown = window(scan.array, centre - width / 2, centre + width / 2)
   else:
     shown = WINDOWS[by](scan)
+  if shown is scan.array and not scan.inverted and scan.units in ("", RGB):
+    return scan
   if scan.inverted:
     shown = 255 - shown if shown.dtype == np.uint8 else 1.0 - shown
   units = RGB if scan.units == RGB else ""
@@ -161,6 +163,8 @@ def to_bytes(scan: Scan) -> Scan:
   Raises:
     UserError: if a volume has several channels that are not colours.
   """
+  if scan.kind == IMAGE and scan.array.dtype == np.uint8:
+    return scan
   array = scan.array if scan.array.dtype == np.uint8 else to_uint8(scan.array)
   if scan.kind == VOLUME and array.shape[-1] > 1:
     if scan.units != RGB:

@@ -1,6 +1,8 @@
 """Gated cross-attention from text to media (Alayrac et al. 2022, Flamingo, section 3.1.2)."""
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -8,9 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from medflax.models import layers
-from medflax.models.attention import dot_product_attention
-
-MediaCache = dict[str, Array]
+from medflax.models.attention import (
+  KeysValues,
+  attention_over,
+  dot_product_attention,
+  keys_values,
+)
 
 
 class GatedCrossAttention(nn.Module):
@@ -28,44 +33,50 @@ class GatedCrossAttention(nn.Module):
   def __call__(
     self,
     x: Float[Array, "b t d"],
-    media: Float[Array, "b m latents dv"] | None,
+    media: Float[Array, "b n latents dv"] | None,
     mask: Bool[Array, "b t m"] | None,
-    cache: MediaCache | None = None,
-  ) -> tuple[Float[Array, "b t d"], MediaCache | None]:
+    cache: Sequence[KeysValues] = (),
+  ) -> tuple[Float[Array, "b t d"], KeysValues | None]:
     """Returns the new hidden states and the media's keys and values.
 
-    With `cache` (decoding) those keys and values are used and `media` is not read. With
-    neither (a batch of text alone) there is nothing to attend to and only the MLP acts.
+    `cache` has those of earlier media, which stand before these in `mask`. Without any media
+    (a batch of text alone) there is nothing to attend to and only the MLP acts.
     """
-    if cache is None and media is not None:
-      cache = self._keys_and_values(media)
-    if cache is not None:
-      x = x + self._gate("attn_gate") * self._attend(x, cache, mask)
+    new = None
+    if mask is not None and (cache or media is not None):
+      y, new = self._attend(x, media, mask, cache)
+      x = x + self._gate("attn_gate") * y
     y = layers.layer_norm(name="mlp_norm", dtype=self.dtype)(x)
     mlp = layers.MLP(
       self.mlp_ratio * x.shape[-1], "gelu", use_bias=False, dtype=self.dtype, name="mlp"
     )
-    return x + self._gate("mlp_gate") * mlp(y), cache
-
-  def _keys_and_values(self, media: Float[Array, "b m latents dv"]) -> MediaCache:
-    b, m, latents, width = media.shape
-    media = media.reshape(b, m * latents, width)
-    shape, axes = (self.heads, self.head_dim), ("vision_embed", "heads", "head_dim")
-    return {
-      name: layers.dense(shape, axes, name=name, dtype=self.dtype)(media)
-      for name in ("key", "value")
-    }
+    return x + self._gate("mlp_gate") * mlp(y), new
 
   def _attend(
-    self, x: Float[Array, "b t d"], cache: MediaCache, mask: Bool[Array, "b t m"]
-  ) -> Float[Array, "b t d"]:
+    self,
+    x: Float[Array, "b t d"],
+    media: Float[Array, "b n latents dv"] | None,
+    mask: Bool[Array, "b t m"],
+    cache: Sequence[KeysValues],
+  ) -> tuple[Float[Array, "b t d"], KeysValues | None]:
     shape, axes = (self.heads, self.head_dim), ("embed", "heads", "head_dim")
+    linear = functools.partial(layers.dense, shape, dtype=self.dtype)
     y = layers.layer_norm(name="attn_norm", dtype=self.dtype)(x)
-    query = layers.dense(shape, axes, name="query", dtype=self.dtype)(y)
-    mask = jnp.repeat(mask, cache["key"].shape[1] // mask.shape[2], axis=2)
-    y = dot_product_attention(query, cache["key"], cache["value"], mask)
+    query, parts, new = linear(axes, name="query")(y), list(cache), None
+    if media is not None:
+      rows = media.reshape(len(media), -1, media.shape[-1])
+      own = ("vision_embed", *axes[1:])
+      key, value = (linear(own, name=name)(rows) for name in ("key", "value"))
+      new = keys_values(key, value)
+    if media is not None and not cache:
+      mask = jnp.repeat(mask, media.shape[2], axis=2)
+      y = dot_product_attention(query, key, value, mask)
+    else:
+      parts += [] if new is None else [new]
+      latents = sum(part.key.shape[2] for part in parts) // mask.shape[2]
+      y = attention_over(parts, query, jnp.repeat(mask, latents, axis=2))
     out = (*axes[1:], axes[0])
-    return layers.dense(x.shape[-1], out, name="out", num_inputs=2, dtype=self.dtype)(y)
+    return layers.dense(x.shape[-1], out, name="out", num_inputs=2, dtype=self.dtype)(y), new
 
   def _gate(self, name: str) -> Float[Array, "1"]:
     gate = self.param(name, layers.param_init(nn.initializers.zeros, None), (1,))

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
@@ -39,7 +38,7 @@ class DecoderGroup(nn.Module):
   size: int
   layer: Mapping[str, Any]  # linen freezes a dict
   fusion: GatedXattn | None
-  cache_size: int
+  keep: bool
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -47,29 +46,24 @@ class DecoderGroup(nn.Module):
     self,
     x: Float[Array, "b t d"],
     own: dict[str, Array],
-    cache: Cache | None,
+    cache: Sequence[Cache],
     context: Context,
   ) -> tuple[Float[Array, "b t d"], Cache | None]:
-    """Arrays in `own` have the group's layers first."""
-    new_cache = {}
+    """Arrays in `own` have the group's layers first; of the cache's parts some have no media."""
+    new = {}
     for i in range(self.size):
       name = f"layer_{i}"
       if self.fusion is not None and i == self.size - 1:
         block = self.fusion.block(self.dtype)
-        x, kept = block(x, context.media, context.media_mask, cache and cache["xattn"])
-        new_cache["xattn"] = kept
+        seen = [part["xattn"] for part in cache if "xattn" in part]
+        x, media = block(x, context.media, context.media_mask, seen)
+        if media is not None:
+          new["xattn"] = media
       layer = DecoderLayer(**self.layer, name=name)
       layers_own = {key: value[i] for key, value in own.items()}
-      x, new_cache[name] = layer(x, context, layers_own, cache and cache[name])
+      x, new[name] = layer(x, context, layers_own, [part[name] for part in cache])
     x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
-    if cache is None:
-      new_cache = self._grow(new_cache) if self.cache_size else None
-    return x, new_cache
-
-  def _grow(self, cache: Cache) -> Cache:
-    """Pads the token axis of the self-attention caches to the length decoding will need."""
-    pad = lambda a: jnp.pad(a, ((0, 0), (0, self.cache_size - a.shape[1]), (0, 0), (0, 0)))
-    return {k: v if k == "xattn" else jax.tree.map(pad, v) for k, v in cache.items()}
+    return x, new if self.keep else None
 
 
 class Decoder(LayerFields, kw_only=True):
@@ -129,18 +123,22 @@ class Decoder(LayerFields, kw_only=True):
     media_mask: Bool[Array, "b t m"] | None,
     *,
     soft: SoftTokens | None = None,
-    cache: Cache | None = None,
+    cache: Sequence[Cache] = (),
+    key_positions: Int[Array, "b s"] | None = None,
     index: Int[Array, ""] | None = None,
-    cache_size: int = 0,
+    keep: bool = False,
     last_only: bool = False,
   ) -> tuple[Float[Array, "b out {self.vocab_size}"], Cache | None]:
-    """Logits in float32 and, when prefilling or decoding, the cache.
+    """Logits in float32 and, if they are to be kept, the tokens' and media's keys and values.
 
     Args:
-      mask: which tokens (or cache slots) each token sees, from `attention.causal_mask`.
+      mask: which keys each token sees: those of the cache, part by part, then the tokens'.
+      media: those that are not in the cache; `media_mask` is of all.
       soft: what stands in the row instead of embeddings.
-      cache: keys and values of earlier tokens; x is written at slot `index`.
-      cache_size: without `cache`, the token capacity of the cache to return; 0 for none.
+      cache: what was kept of earlier tokens, in parts; one row serves all.
+      key_positions: of the keys; needed with a cache.
+      index: where in the cache's last part the tokens are written, which is then what is
+        returned; None: they follow the cache.
       last_only: compute logits for the last position alone.
     """
     init = layers.param_init(nn.initializers.normal(0.02), "vocab", "embed")
@@ -150,35 +148,37 @@ class Decoder(LayerFields, kw_only=True):
     if soft is not None and isinstance(self.fusion, Inline) and self.fusion.bidirectional:
       both_ways = soft.same_media()
     if prompt is not None:
-      extra, decoding = prompt.shape[0], cache is not None
-      more = with_prompt(extra, positions, mask, media_mask, decoding=decoding)
-      positions, mask, media_mask = more
-      if both_ways is not None:
-        both_ways = jnp.pad(both_ways, ((0, 0), (extra, 0), (extra, 0)))
-      prompt, index = (None, index + extra) if decoding else (prompt, index)
-      cache_size = cache_size and cache_size + extra
+      places = positions if key_positions is None else key_positions
+      more = with_prompt(prompt.shape[0], positions, places, mask, media_mask, cached=bool(cache))
+      positions, key_positions, mask, media_mask = more
+      prompt = None if cache else prompt
+    distance = _distance(positions, key_positions)
     positions = positions + prefix_length(self.variables.get("params", {}))
     x = self._embed(table, tokens, positions, prompt, soft)
     x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
-    context = self._context(positions, mask, media, media_mask, index, both_ways)
+    if both_ways is not None:  # the tokens stand behind everything else
+      ahead = [(0, 0), *((n - tokens.shape[1], 0) for n in mask.shape[1:])]
+      both_ways = jnp.pad(both_ways, ahead)
+    bias = alibi(distance, self.heads, self.alibi_bias_max) if self.alibi_bias_max else None
+    context = Context(positions, mask, distance, bias, media, media_mask, index, both_ways)
     gated = self.fusion if isinstance(self.fusion, GatedXattn) else None
     size = gated.xattn_every if gated else 1
     groups, tail = divmod(self.depth, size)
-    own, new_cache = self._own(), {}
+    own, new = self._own(), {}
     stacks = [("groups", 0, groups, size, gated), ("tail", groups * size, tail, 1, None)]
     for name, first, length, group_size, fusion in stacks:
       if length:
         layer = shared_fields(self)
         stack = layers.stack(DecoderGroup, length, self.remat, (0, 0, nn.broadcast))
-        stack = stack(group_size, layer, fusion, cache_size, self.dtype, name=name)
+        stack = stack(group_size, layer, fusion, keep, self.dtype, name=name)
         grouped = {k: _grouped(a, first, length, group_size) for k, a in own.items()}
-        x, new_cache[name] = stack(x, grouped, cache and cache[name], context)
+        x, new[name] = stack(x, grouped, [part[name] for part in cache], context)
     if isinstance(self.fusion, FusedHead):
       x = self._final_norm(x[:, -tokens.shape[1] :])
       encoder = self.fusion.encoder(self.vocab_size, self.remat, self.dtype)
       return encoder(x, context.mask, media, media_mask), None
     logits = self._logits(table, x[:, -1:] if last_only else x[:, -tokens.shape[1] :])
-    return logits, new_cache if cache or cache_size else None
+    return logits, new if keep else None
 
   def _embed(
     self,
@@ -230,13 +230,6 @@ class Decoder(LayerFields, kw_only=True):
       return x
     return NORMS[self.norm](name="norm", epsilon=self.norm_eps, dtype=self.dtype)(x)
 
-  def _context(self, positions, mask, media, media_mask, index, both_ways) -> Context:
-    _, t, s = mask.shape
-    # Within a document slots and positions differ by a constant, so that distances are the same.
-    distance = (0 if index is None else index) + jnp.arange(t)[:, None] - jnp.arange(s)
-    bias = alibi(distance, self.heads, self.alibi_bias_max) if self.alibi_bias_max else None
-    return Context(positions, mask, distance, bias, media, media_mask, index, both_ways)
-
   def _own(self) -> dict[str, Array]:
     """What differs from layer to layer, layers first; see `SelfAttention`."""
     windows = (tuple(self.windows or (0,)) * self.depth)[: self.depth]
@@ -253,6 +246,20 @@ class Decoder(LayerFields, kw_only=True):
     if self.inverse_depth_scale:
       own["query_factor"] = 1 / (1 + jnp.arange(self.depth, dtype=jnp.float32))
     return own
+
+
+def _distance(
+  positions: Int[Array, "b t"], key_positions: Int[Array, "b s"] | None
+) -> Int[Array, "_ t s"]:
+  """Tokens from each key up to its query.
+
+  Where the keys are the tokens' own, slots are counted, once for all rows: within a document
+  they differ from positions by a constant.
+  """
+  if key_positions is None:
+    slots = jnp.arange(positions.shape[1])
+    return (slots[:, None] - slots)[None]
+  return positions[:, :, None] - key_positions[:, None]
 
 
 def _grouped(

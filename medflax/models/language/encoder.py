@@ -19,7 +19,7 @@ class EncoderLayer(DecoderLayer):
   def __call__(
     self, x: Float[Array, "b t d"], context: Context
   ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
-    x, _ = super().__call__(x, context, {}, None)
+    x, _ = super().__call__(x, context, {})
     x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
     return x, x
 
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
     x = self._embed(table, tokens, positions, token_types)
     fields = bert_fields(self.heads, self.mlp_width, self.activation, self.norm_eps, self.dtype)
     blocks = layers.stack(EncoderLayer, self.depth, self.remat)
-    distance = jnp.zeros(mask.shape[1:], jnp.int32)  # tokens see each other however far apart
+    distance = jnp.zeros((1, *mask.shape[1:]), jnp.int32)  # tokens see each other however far apart
     context = Context(positions, mask, distance, None, None, None, None)
     y, states = blocks(**fields, name="layers")(x, context)
     out = {"hidden": jnp.concatenate([x[None], states])}

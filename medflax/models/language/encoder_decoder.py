@@ -88,7 +88,8 @@ class EncoderStack(Stack):
     places = jnp.arange(x.shape[1])
     distance = places[:, None] - places
     bias = self.bias(distance, bidirectional=True)
-    context = Context(jnp.zeros(x.shape[:2], jnp.int32), mask, distance, bias, None, None, None)
+    positions = jnp.zeros(x.shape[:2], jnp.int32)
+    context = Context(positions, mask, distance[None], bias, None, None, None)
     x, _ = self.scan(EncoderLayer, nn.broadcast)(x, context)
     return self.final_norm(x)
 
@@ -131,7 +132,7 @@ class CrossLayer(LayerFields):
     attention = SelfAttention(**shared_fields(self), name="attn")
     cross = CrossAttention(**shared_fields(self), name="cross")
     mlp = MLPS[self.mlp](self.mlp_width, self.activation, False, self.dtype, name="mlp")
-    y, kept = attention(norm("attn_norm")(x), context, {}, cache and cache["attn"])
+    y, kept = attention(norm("attn_norm")(x), context, {}, (cache["attn"],) if cache else ())
     x = x + y
     y, seen = cross(norm("cross_norm")(x), memory, memory_mask, cache and cache["cross"])
     x = x + y
@@ -152,11 +153,12 @@ class DecoderStack(Stack):
   ) -> tuple[Float[Array, "b t d"], Cache]:
     b, t, _ = x.shape
     first = 0 if index is None else index
-    slots = jnp.arange(t if cache is None else cache["attn"]["key"].shape[2])
+    slots = jnp.arange(t if cache is None else cache["attn"].key.shape[3])
     distance = first + jnp.arange(t)[:, None] - slots
     mask = jnp.broadcast_to(distance >= 0, (b, *distance.shape))
     bias = self.bias(distance, bidirectional=False)
-    context = Context(jnp.zeros((b, t), jnp.int32), mask, distance, bias, None, None, index)
+    positions = jnp.zeros((b, t), jnp.int32)
+    context = Context(positions, mask, distance[None], bias, None, None, index)
     memory_mask = jnp.broadcast_to(seen[:, None], (b, t, seen.shape[1]))
     stack = self.scan(CrossLayer, (0, *(nn.broadcast,) * 3))
     x, new = stack(x, cache, context, memory, memory_mask)
@@ -249,7 +251,7 @@ class EncoderDecoder(nn.Module):
     x, new = self.decoder(self._embed(tokens), memory, seen, cache, index)
     if cache is None and cache_size:
       more = cache_size - tokens.shape[1]
-      grow = lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, more), (0, 0), (0, 0)))
+      grow = lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, 0), (0, more), (0, 0)))
       new["attn"] = jax.tree.map(grow, new["attn"])
     if self.tie_embeddings:
       logits = self.width**-0.5 * (x @ self.embedding.T.astype(self.dtype))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,9 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from medflax.models import layers
-from medflax.models.attention import dot_product_attention
+from medflax.models.attention import (
+  KeysValues,
+  attention_over,
+  dot_product_attention,
+  keys_values,
+)
 from medflax.models.language.positions import rotary
-from medflax.models.language.prefix import with_prefix
+from medflax.models.language.prefix import learned_prefix, with_prefix
 
 Cache = dict[str, Any]
 
@@ -37,18 +42,19 @@ class Context(NamedTuple):
 
   Attributes:
     positions: of the tokens, `[b, t]`.
-    mask: which tokens (or cache slots) each token sees, `[b, t, s]`.
-    distance: slots from each key up to its query, `[t, s]`.
-    bias: added to the attention logits, `[1, heads, t, s]`, or None.
-    media, media_mask: `[b, m, latents, dv]` and `[b, t, m]`, or None.
-    index: cache slot of the first token, or None without a cache.
+    mask: which keys each token sees, `[b, t, s]`: those of the cache's parts, then the tokens'.
+    distance: tokens from each key up to its query, `[b, t, s]`, or `[1, t, s]` for all rows.
+    bias: added to the attention logits, `[b, heads, t, s]` or `[1, …]`, or None.
+    media, media_mask: `[b, n, latents, dv]`, or None, and `[b, t, m]` of the cache's media as
+      well, or None.
+    index: where in the cache's last part the tokens' keys are written; None: they follow it.
     both_ways: which tokens see each other whatever `mask` says, within windows, or None.
   """
 
   positions: Int[Array, "b t"]
   mask: Bool[Array, "b t s"]
-  distance: Int[Array, "t s"]
-  bias: Float[Array, "1 heads t s"] | None
+  distance: Int[Array, "_ t s"]
+  bias: Float[Array, "_ heads t s"] | None
   media: Float[Array, "b m latents dv"] | None
   media_mask: Bool[Array, "b t m"] | None
   index: Int[Array, ""] | None
@@ -122,13 +128,21 @@ class SelfAttention(LayerFields):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "b t d"], context: Context, own: dict[str, Array], cache: Cache | None
-  ) -> tuple[Float[Array, "b t d"], Cache]:
-    """Attends to x itself, or with `cache` to the cache after writing x at its slots.
+    self,
+    x: Float[Array, "b t d"],
+    context: Context,
+    own: dict[str, Array],
+    cache: Sequence[KeysValues] = (),
+  ) -> tuple[Float[Array, "b t d"], KeysValues]:
+    """Attends to what is cached and to x itself.
 
     Args:
       own: this layer's alone, each may be absent: `frequency` for rotary positions, `window`,
         how many keys up to itself a token sees, and `query_factor`.
+      cache: parts, the last of which is written to if there is an index.
+
+    Returns:
+      The output, and the keys and values of x or the part that they were written to.
     """
     query = self._project(x, "query", self.heads, "heads")
     key = self._project(x, "key", self.kv_heads, "kv_heads")
@@ -142,18 +156,24 @@ class SelfAttention(LayerFields):
       query, key = rotate(query), rotate(key)
     if "query_factor" in own:
       query = query * own["query_factor"].astype(query.dtype)
-    if cache is not None:
-      key = jax.lax.dynamic_update_slice_in_dim(cache["key"], key, context.index, axis=1)
-      value = jax.lax.dynamic_update_slice_in_dim(cache["value"], value, context.index, axis=1)
-    mask = context.mask
+    mask, bias = context.mask, context.bias
     if context.both_ways is not None:
       mask = mask | context.both_ways
     if "window" in own:
       mask = mask & (context.distance < own["window"])
-    *seen, bias = with_prefix(self, key, value, mask, context.bias)
-    y = dot_product_attention(
-      query, *seen, scale=self.query_scale or None, bias=bias, softcap=self.attn_softcap
-    )
+    new, past = keys_values(key, value), list(cache)
+    if context.index is not None:
+      write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
+      new = KeysValues(*(write(x, y, context.index) for x, y in zip(past.pop(), new, strict=True)))
+    if (prefix := learned_prefix(self)) is not None:
+      past.insert(0, KeysValues(*(x.astype(key.dtype) for x in prefix)))
+      mask, bias = with_prefix(prefix.key.shape[2], mask, bias)
+    scale = self.query_scale or None
+    if past or context.index is not None or self.attn_softcap:
+      parts, options = [*past, new], dict(scale=scale, bias=bias, softcap=self.attn_softcap)
+      y = attention_over(parts, query, mask, **options)
+    else:
+      y = dot_product_attention(query, key, value, mask, scale=scale, bias=bias)
     out = layers.dense(
       x.shape[-1],
       ("heads", "head_dim", "embed"),
@@ -162,7 +182,7 @@ class SelfAttention(LayerFields):
       use_bias=self.out_bias,
       dtype=self.dtype,
     )
-    return out(y), {"key": key, "value": value}
+    return out(y), new
 
   def _project(
     self, x: Float[Array, "b t d"], name: str, heads: int, axis: str
@@ -182,8 +202,12 @@ class DecoderLayer(LayerFields):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "b t d"], context: Context, own: dict[str, Array], cache: Cache | None
-  ) -> tuple[Float[Array, "b t d"], Cache]:
+    self,
+    x: Float[Array, "b t d"],
+    context: Context,
+    own: dict[str, Array],
+    cache: Sequence[KeysValues] = (),
+  ) -> tuple[Float[Array, "b t d"], KeysValues]:
     attention = SelfAttention(**shared_fields(self), name="attn")
     mlp = MLPS[self.mlp](
       hidden=self.mlp_width,
@@ -231,7 +255,7 @@ def _parallel_shared(x, norm, attend, mlp):
   return x + y + mlp(x_norm), cache
 
 
-RESIDUALS: dict[str, Callable[..., tuple[Float[Array, "b t d"], Cache]]] = {
+RESIDUALS: dict[str, Callable[..., tuple[Float[Array, "b t d"], KeysValues]]] = {
   "pre": _pre,
   "post": _post,
   "sandwich": _sandwich,

@@ -93,7 +93,9 @@ def alibi_slopes(heads: int, bias_max: float) -> Float[np.ndarray, " heads"]:
   return slopes.astype(np.float32)
 
 
-def alibi(distance: Int[Array, "t s"], heads: int, bias_max: float) -> Float[Array, "1 heads t s"]:
+def alibi(
+  distance: Int[Array, "b t s"], heads: int, bias_max: float
+) -> Float[Array, "b heads t s"]:
   """Attention biases for keys `distance` tokens before their queries."""
   slopes = jnp.asarray(alibi_slopes(heads, bias_max))
-  return -slopes[:, None, None] * distance.astype(jnp.float32)[None, None]
+  return -slopes[:, None, None] * distance.astype(jnp.float32)[:, None]

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import Array, Bool, Float
 
+from medflax.models.attention import KeysValues, keys_values
+
 
 def prefix_length(params: Mapping[str, Any]) -> int:
   """How many positions a decoder's prefixes take before its tokens, as in peft; 0: it has none."""
@@ -15,32 +17,21 @@ def prefix_length(params: Mapping[str, Any]) -> int:
   return next((x.shape[-3] for path, x in flat.items() if path[-1] == "prefix_key"), 0)
 
 
-def with_prefix(
-  attention: nn.Module,
-  key: Float[Array, "b s kv_heads head_dim"],
-  value: Float[Array, "b s kv_heads head_dim"],
-  mask: Bool[Array, "b t s"],
-  bias: Float[Array, "_ heads t s"] | None,
-) -> tuple[
-  Float[Array, "b n kv_heads head_dim"],
-  Float[Array, "b n kv_heads head_dim"],
-  Bool[Array, "b t n"],
-  Float[Array, "_ heads t n"] | None,
-]:
-  """What attention sees where its parameters hold a prefix (Li & Liang 2021); else its arguments.
+def learned_prefix(attention: nn.Module) -> KeysValues | None:
+  """The prefix that an attention's parameters hold (Li & Liang 2021), as one row; else None.
 
-  `medflax.peft` adds `prefix_key` and `prefix_value` [length, kv_heads, head_dim]. Every query
-  that sees anything sees them; a cache holds no prefix.
+  `medflax.peft` adds `prefix_key` and `prefix_value` [length, kv_heads, head_dim].
   """
   if not attention.has_variable("params", "prefix_key"):
-    return key, value, mask, bias
+    return None
   learned = (attention.get_variable("params", f"prefix_{name}") for name in ("key", "value"))
-  key, value = (
-    jnp.concatenate([jnp.broadcast_to(p, (x.shape[0], *p.shape)).astype(x.dtype), x], axis=1)
-    for p, x in zip(learned, (key, value), strict=True)
-  )
-  length = key.shape[1] - mask.shape[-1]
+  return keys_values(*(x[None] for x in learned))
+
+
+def with_prefix(
+  length: int, mask: Bool[Array, "b t s"], bias: Float[Array, "_ heads t s"] | None
+) -> tuple[Bool[Array, "b t n"], Float[Array, "_ heads t n"] | None]:
+  """Attention's arguments with `length` keys in front; every query that sees anything sees them."""
   seen = jnp.broadcast_to(mask.any(-1, keepdims=True), (*mask.shape[:2], length))
-  mask = jnp.concatenate([seen, mask], axis=-1)
   bias = None if bias is None else jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (length, 0)))
-  return key, value, mask, bias
+  return jnp.concatenate([seen, mask], axis=-1), bias

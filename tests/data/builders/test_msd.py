@@ -65,6 +65,41 @@ def test_questions_follow_the_masks(source, volume, build):
   }
 
 
+def test_every_sequence_of_a_case_is_a_volume_of_its_own(source, volume, write, build):
+  scans = np.random.default_rng(0).integers(0, 100, (10, 12, 8, 4))
+  mask = np.zeros(scans.shape[:3])
+  mask[:4], mask[6:] = 1, 3
+  modality = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
+  write("Task01_BrainTumour/dataset.json", {"modality": modality})
+  for case, array in (("BRATS_001", scans), ("BRATS_002", scans[..., :3]), ("BRATS_003", scans)):
+    volume(f"Task01_BrainTumour/imagesTr/{case}.nii.gz", array)
+    volume(f"Task01_BrainTumour/labelsTr/{case}.nii.gz", mask)
+  broken = source / "Task01_BrainTumour/imagesTr/BRATS_003.nii.gz"
+  broken.write_bytes(broken.read_bytes()[:-900])
+  volume("Task05_Prostate/imagesTr/prostate_00.nii.gz", scans[..., :2])
+  volume("Task05_Prostate/labelsTr/prostate_00.nii.gz", mask)
+  built = build("msd")
+  found = {sample.id: sample for samples in built.samples.values() for sample in samples}
+  assert {sample.group for sample in found.values()} == {"BRATS_001"}
+  for number in range(4):
+    volume(f"{number}.nii.gz", scans[..., number])
+    alone = read_media(source / f"{number}.nii.gz", "volume", (4, 8, 8)).array
+    for sample in found.values():
+      assert len(sample.media) == 4 and (sample.media[number].array == alone).all()
+  names = "FLAIR, T1w, t1gd, T2w"
+  presence = found["BRATS_001-presence_enhancing_tumour"]
+  assert presence.question == f"The volumes are {names}. Do they show enhancing tumour?"
+  assert (presence.answer, presence.meta["sequences"]) == ("yes", names)
+  assert found["BRATS_001-modality"].question == "Is this CT or MR?"
+  assert built.data.media_per_sample["volume"] == 4
+  assert built.info["media"] == {"volumes": 4}
+  assert {item["reason"].split("imagesTr/")[1] for item in built.rejected} == {
+    "BRATS_002.nii.gz holds 3 volumes, and its dataset.json names 4",
+    "BRATS_003.nii.gz#0 is truncated or broken; copy or export it again",
+    "prostate_00.nii.gz holds 2 volumes, and its dataset.json names 0",
+  }
+
+
 @pytest.mark.parametrize(
   ("mm3", "text"), [(2744.0, "2.7"), (183_400.0, "183"), (70.0, "0.07"), (10_000.0, "10")]
 )

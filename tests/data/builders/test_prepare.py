@@ -81,11 +81,11 @@ def test_a_restart_ends_with_the_same_bytes_and_keeps_what_was_done(layout, tmp_
   whole = contents(tmp_path / "whole")
   loaded: list[str] = []
 
-  def load(path, kind, *, stop, real=store.load_media):
+  def load(path, kind, index, *, stop, real=store.load_media):
     loaded.append(path.name)
     if len(loaded) == stop:
       raise KeyboardInterrupt
-    return real(path, kind)
+    return real(path, kind, index)
 
   target = tmp_path / "parts"
   for stop in (3, 6, 2):
