@@ -193,6 +193,13 @@ def read_state(directory: pathlib.Path, step: int) -> dict[str, np.ndarray]:
   return {_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
+def saved_names(directory: pathlib.Path, step: int) -> set[str]:
+  """`path/to/leaf` of every array of a saved state, none of which is read."""
+  with ocp.StandardCheckpointer() as handler:
+    found = handler.metadata(pathlib.Path(directory).absolute() / str(step) / "state")
+  return {_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(found.item_metadata.tree)}
+
+
 def _leaf_types(tree: Any) -> dict[str, str]:
   """`{"path/to/leaf": "float32[3, 4]"}`, alike for live trees and for Orbax's metadata."""
   return {

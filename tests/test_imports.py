@@ -58,6 +58,11 @@ LAYERS = {
     "train_step",
     "utils",
   ),
+  "loading": (
+    *("build", "checkpoint", "config", "parallel", "pretrained", "train_step", "utils"),
+    "workdir",
+  ),
+  "api": ("data", "evals", "inference", "loading", "utils"),
   "trainer": (
     *("build", "checkpoint", "config", "data", "data.pipeline", "evals", "interrupt"),
     *("metric_writer", "optim", "parallel", "report", "summary", "train_step", "utils"),

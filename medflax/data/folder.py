@@ -261,6 +261,10 @@ class FolderSamples:
     """The row without its media; nothing is decoded."""
     return self._dataset.text(self._rows[index])
 
+  def media_keys(self, index: int) -> tuple[tuple[str, str], ...]:
+    """The kind and path of each of the row's media."""
+    return self._rows[index].media
+
 
 def _read_manifest(root: str | os.PathLike, manifest: str) -> bytes:
   if not os.fspath(root):

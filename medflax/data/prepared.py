@@ -226,6 +226,10 @@ class PreparedDataset:
         raise self._damaged(split) from None
       yield from (self._sample(split, json.loads(record), ()) for record in records)
 
+  def media_keys(self, split: str, index: int) -> tuple[tuple[str, int], ...]:
+    """The kind and number of each of the media of record `index`."""
+    return tuple((kind, number) for kind, number in self._record(split, index)["media"])
+
   def _record(self, split: str, index: int) -> dict[str, Any]:
     return json.loads(self.stored(split, index))
 
@@ -296,6 +300,10 @@ class PreparedSamples:
   def text(self, index: int) -> Sample:
     """The record without its media; nothing is decoded."""
     return self._dataset.text(self._split, self._rows[index])
+
+  def media_keys(self, index: int) -> tuple[tuple[str, int], ...]:
+    """The kind and number of each of the record's media."""
+    return self._dataset.media_keys(self._split, self._rows[index])
 
 
 class PreparedDocuments(Sequence[Document]):

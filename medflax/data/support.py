@@ -2,7 +2,7 @@
 
 import collections
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -30,6 +30,10 @@ class PoolSource(SampleSource, Protocol):
 
   def text(self, index: int) -> Sample:
     """Sample `index` without its media, none of which is decoded."""
+    ...
+
+  def media_keys(self, index: int) -> Sequence[Hashable]:
+    """Names of its media, the same for the same ones anywhere in the data set."""
     ...
 
 
@@ -244,6 +248,10 @@ class Subset:
   def text(self, index: int) -> Sample:
     """The sample without its media."""
     return self._source.text(self._positions[index])
+
+  def media_keys(self, index: int) -> Sequence[Hashable]:
+    """Names of the sample's media."""
+    return self._source.media_keys(self._positions[index])
 
 
 def record(sample: Sample) -> dict[str, Any]:

@@ -60,20 +60,22 @@ class Demonstrations:
   Neither the question nor any sample of its group is ever among its demonstrations.
 
   Attributes:
-    type: "random": of the question's topic first, and of groups not drawn yet; "balanced": within
-      the topic, the same number of every answer, as nearly as can be; "image": of the most similar
-      media, by the cosine of their mean features (RICES; Yang et al., 2022); "text": of the most
-      similar question, by the cosine of TF-IDF; "image_text": by the weighted sum of both. Among
-      equally similar ones those of the question's topic come first.
+    type: "random": those of groups not drawn yet first; "balanced": the same number of every
+      answer, as nearly as can be; "image": those of the most similar media, by the cosine of their
+      mean features (RICES; Yang et al., 2022); "text": those of the most similar question, by the
+      cosine of TF-IDF; "image_text": by the weighted sum of both.
+    topic: whether candidates of the question's own topic come before any other; RICES and random
+      draws as published know no topics.
     order: "random", "nearest_first" or "nearest_last"; "": "nearest_last" by similarity, as in
-      OpenFlamingo's evaluation, else "random".
-    fixed: whether all questions have the same demonstrations, of a group that none of them has.
+      OpenFlamingo's evaluation, else "random". What is nearest of the topic is nearer than others.
+    fixed: whether all questions have the same demonstrations, of groups that none of them has.
     leakage: "exclude": nor are samples whose media are nearly identical to the question's, by the
       limits of `medflax.leakage`; "group": the group alone counts.
     weight: of the media's similarity in "image_text"; that of the questions' weighs the rest of 1.
   """
 
   type: str = "random"
+  topic: bool = True
   order: str = ""
   fixed: bool = False
   leakage: str = "group"
@@ -227,7 +229,8 @@ class _Pool:
     self.place, self.demonstrations, self.most = place, demonstrations, most
     self.queries, self.pool = queries, pool
     _, (query_groups, self.groups) = codes(queries.groups, pool.groups)
-    num_topics, (query_topics, self.topics) = codes(queries.topics, pool.topics)
+    told = lambda source: source.topics if demonstrations.topic else [""] * len(source)
+    num_topics, (query_topics, self.topics) = codes(told(queries), told(pool))
     self._by_topic = split_codes(self.topics, num_topics)
     self._all, self._classes = np.arange(len(pool)), {}
     every = range(len(queries))

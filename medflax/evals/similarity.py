@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,24 +43,30 @@ class MediaTable:
   def __init__(self, embed: Embed | None, *, prints: bool):
     """`embed` None: there will be no features; `prints`: whether `near` is to be asked."""
     self._embed, self._with_prints = embed, prints
-    self._numbers: dict[bytes, int] = {}
+    self._known: dict[Hashable, int] = {}  # by what the data set calls them
+    self._numbers: dict[bytes, int] = {}  # by their pixels
     self._features: dict[int, Float[np.ndarray, " d"]] = {}
     self._prints: dict[str, dict[int, UInt8[np.ndarray, "views s s"]]] = {IMAGE: {}, VOLUME: {}}
     self._waiting: dict[tuple, list[tuple[int, Media]]] = {}
 
   def read(self, source: PoolSource, what: str) -> list[tuple[int, ...]]:
     """The numbers of each sample's media; `what` is the name on the progress bar."""
-    numbers = []
+    keys = [source.media_keys(index) for index in range(len(source))]
+    unread, claimed = [], set(self._known)
+    for index, names in enumerate(keys):
+      if not claimed.issuperset(names):
+        unread.append(index)
+        claimed.update(names)
     with (
       concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads,
-      tqdm.tqdm(desc=what, total=len(source), unit=" samples", leave=False, disable=None) as bar,
+      tqdm.tqdm(desc=what, total=len(unread), unit=" samples", leave=False, disable=None) as bar,
     ):
-      for start in range(0, len(source), _READ_AHEAD):
-        ahead = range(start, min(start + _READ_AHEAD, len(source)))
-        for sample in threads.map(source.__getitem__, ahead):
-          numbers.append(tuple(self._take(media) for media in sample.media))
+      for start in range(0, len(unread), _READ_AHEAD):
+        ahead = unread[start : start + _READ_AHEAD]
+        for index, sample in zip(ahead, threads.map(source.__getitem__, ahead), strict=True):
+          self._known.update(zip(keys[index], map(self._take, sample.media), strict=True))
           bar.update()
-    return numbers
+    return [tuple(self._known[name] for name in names) for names in keys]
 
   def _take(self, media: Media) -> int:
     key = digest(media)
@@ -176,17 +182,22 @@ def most_similar(
   preferred: Bool[np.ndarray, " n"],
   count: int,
 ) -> Int[np.ndarray, " k"]:
-  """The `count` eligible positions of the highest scores, or all of them, the highest first.
+  """`count` eligible positions, or all of them: the preferred first, then the highest scores first.
 
-  Among equal scores the preferred come first, then those of lower positions.
+  Among equal scores those of lower positions come first.
   """
-  among = np.flatnonzero(eligible)
-  count = min(count, len(among))
-  if not count:
-    return among[:0]
-  least = np.partition(scores[among], -count)[-count]
-  among = among[scores[among] >= least]
-  return among[np.lexsort((among, ~preferred[among], -scores[among]))][:count]
+  best = _highest(scores, np.flatnonzero(eligible & preferred), count)
+  rest = _highest(scores, np.flatnonzero(eligible & ~preferred), count - len(best))
+  return np.concatenate([best, rest])
+
+
+def _highest(
+  scores: Float[np.ndarray, " n"], among: Int[np.ndarray, " m"], count: int
+) -> Int[np.ndarray, " k"]:
+  if 0 < count < len(among):
+    least = np.partition(scores[among], -count)[-count]
+    among = among[scores[among] >= least]
+  return among[np.lexsort((among, -scores[among]))][:count]
 
 
 def _cosines(queries: Vectors, pool: Vectors, some: slice) -> Float[np.ndarray, "q n"]:

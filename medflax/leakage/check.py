@@ -12,6 +12,7 @@ from medflax.data.documents import IMAGE, VOLUME
 from medflax.leakage.pictures import alignment, hashes, zoomed_hashes
 from medflax.leakage.search import nearest, pairs_above
 from medflax.leakage.sides import Side
+from medflax.utils import UserError
 
 PIXELS, PHASH, CROP, SLICE, EMBEDDING = "pixels", "phash", "crop", "slice", "embedding"
 GROUP, GROUP_NAME, TEXT, COMPANY = "group", "group_name", "text", "company"
@@ -27,6 +28,7 @@ REASONS = {
   TEXT: "the same question with the same answer",
   COMPANY: "of the group of a sample that leaks",
 }
+_MOST_ALIKE, _FEW = 1e-3, 10_000  # of all pairs, or so many, may be alike to a tower
 _CANDIDATES = 5  # a crop is looked for among so many of the nearest hashes
 
 
@@ -119,7 +121,11 @@ class Findings:
 
 
 def compare(train: Side, evaluated: Side, limits: Limits) -> Findings:
-  """Finds everything that the sides share."""
+  """Finds everything that the sides share.
+
+  Raises:
+    UserError: if the tower of the embeddings cannot tell pictures apart.
+  """
   scores: dict[tuple[int, int], dict[str, float]] = collections.defaultdict(dict)
   for reason, i, j, score in _media_pairs(train, evaluated, limits):
     scores[i, j][reason] = max(score, scores[i, j].get(reason, -1.0))
@@ -149,7 +155,13 @@ def _media_pairs(
       yield SLICE, i, j, score
   for kind in train.vectors.keys() & evaluated.vectors.keys():
     (rows, a), (columns, b) = train.vectors[kind], evaluated.vectors[kind]
-    for i, j, score in pairs_above(a, b, limits.embedding):
+    most = max(_MOST_ALIKE * len(a) * len(b), _FEW)
+    for count, (i, j, score) in enumerate(pairs_above(a, b, limits.embedding)):
+      if count > most:
+        raise UserError(
+          f"the tower finds more than {most:,.0f} pairs of {kind}s alike by --embedding "
+          f"{limits.embedding}, too many to be copies; raise it or use another --tower"
+        )
       yield EMBEDDING, int(rows[i]), int(columns[j]), score
 
 

@@ -1,47 +1,35 @@
-"""How far scored answers can be trusted: a reliability diagram, and a risk-coverage curve.
-
-The confidence in an answer is the probability of the likeliest candidate; it is right if that
-candidate is the answer.
-"""
+"""How far scored answers can be trusted: a reliability diagram, and a risk-coverage curve."""
 
 from collections import defaultdict
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
 
+from medflax.metrics import likelihood
 from medflax.metrics.intervals import bootstrap
+from medflax.metrics.likelihood import LIKELIHOOD_METRICS, Likelihoods
 from medflax.metrics.text import exact_match
 from medflax.report import plots
 from medflax.report.fewshot import plural
 from medflax.report.page import section, table
 from medflax.report.results import IMAGE, Evaluation
 
-_BINS = 10
 _POINTS = 100  # of a risk-coverage curve
+_NUMBERS = {
+  "likelihood_accuracy": "right",
+  "ece": "calibration error",
+  "brier": "Brier score",
+  "auroc": "AUROC",
+  "aurc": "mean risk",
+}
 
 
-class Scored(NamedTuple):
-  """The likeliest candidates of some questions: probability, whether right, group."""
+class _Scored(NamedTuple):
+  """The questions at one number of shots whose candidates were scored, and their groups."""
 
-  confidence: Float[np.ndarray, " n"]
-  right: Bool[np.ndarray, " n"]
+  questions: list[Likelihoods]
   groups: list[str]
-
-
-class Bins(NamedTuple):
-  """Questions by confidence, in bins of equal width that hold any: means and counts."""
-
-  confidence: Float[np.ndarray, " k"]
-  accuracy: Float[np.ndarray, " k"]
-  counts: Float[np.ndarray, " k"]
-  members: list[Bool[np.ndarray, " n"]]
-
-  @property
-  def error(self) -> float:
-    """The expected calibration error (Naeini et al. 2015; Guo et al. 2017, eq. 3)."""
-    gaps = np.abs(self.accuracy - self.confidence)
-    return float((gaps * self.counts).sum() / self.counts.sum())
 
 
 def calibration_section(evaluation: Evaluation) -> str:
@@ -49,86 +37,66 @@ def calibration_section(evaluation: Evaluation) -> str:
   scored = _scored(evaluation)
   if not scored:
     return ""
-  bins = {shots: reliability(of.confidence, of.right) for shots, of in scored.items()}
-  curves = {shots: risk_coverage(of.confidence, of.right) for shots, of in scored.items()}
   rows = [
-    (
-      plural(shots),
-      f"{len(of.right):,}",
-      f"{of.right.mean():.3f}",
-      f"{of.confidence.mean():.3f}",
-      f"{bins[shots].error:.3f}",
-      f"{curves[shots][1].mean():.3f}",
-    )
+    [plural(shots), f"{len(of.questions):,}", *(_number(name, of) for name in _NUMBERS)]
     for shots, of in scored.items()
   ]
-  head = ("", "n", "right", "mean confidence", "calibration error", "mean risk")
   return section(
     "Confidence",
-    f'<div class="pair">{_diagram(scored, bins)}{_risk(curves)}</div>{table(head, rows)}',
-    "The confidence is the probability of the likeliest candidate answer. Left: how often answers "
-    f"of a confidence are right, in {_BINS} bins, with 95 % intervals; on the dashed line it is "
-    "as sure as it is right, and the calibration error is the mean distance from there. Right: "
-    "the share of wrong answers among the surest ones; the mean risk is the area below.",
+    f'<div class="pair">{_diagram(scored)}{_risk(scored)}</div>'
+    f"{table(('', 'n', *_NUMBERS.values()), rows)}",
+    "The confidence is the probability of the likeliest candidate answer, which is right if it is "
+    f"the answer. Left: how often answers of a confidence are right, in {likelihood.BINS} bins, "
+    "with 95 % intervals at the most shots; on the dashed line the model is as sure as it is "
+    "right, and the calibration error is the mean distance from there. Right: the share of wrong answers "
+    "among the surest ones; the mean risk is the area below.",
   )
 
 
-def reliability(
-  confidence: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"], num_bins: int = _BINS
-) -> Bins:
-  """Sorts answers into bins (low, high] of their confidence; 0 goes into the first."""
-  index = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-  members = [index == number for number in range(num_bins) if (index == number).any()]
-  return Bins(
-    np.array([confidence[chosen].mean() for chosen in members]),
-    np.array([right[chosen].mean() for chosen in members]),
-    np.array([float(chosen.sum()) for chosen in members]),
-    members,
-  )
-
-
-def risk_coverage(
-  confidence: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"]
-) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-  """The shares answered and, of those, wrong, when only the surest 1, 2, … n are answered.
-
-  Equally sure answers are taken together, each counting as their mean (El-Yaniv & Wiener 2010).
-  """
-  _, tied = np.unique(-confidence, return_inverse=True)
-  wrong = np.bincount(tied, ~right) / np.bincount(tied)
-  answered = np.arange(1, len(right) + 1)
-  return answered / len(right), np.cumsum(wrong[np.sort(tied)]) / answered
-
-
-def _scored(evaluation: Evaluation) -> dict[int, Scored]:
+def _scored(evaluation: Evaluation) -> dict[int, _Scored]:
   """By the number of shots, of the answers to questions as they are."""
-  by_shots: dict[int, list[tuple[float, bool, str]]] = defaultdict(list)
+  by_shots: dict[int, _Scored] = defaultdict(lambda: _Scored([], []))
   for sample in evaluation.answers:
-    if sample["condition"] == IMAGE and (candidates := sample.get("candidates")):
-      best = max(candidates, key=lambda one: one["probability"])
-      right = exact_match(best["text"], sample["answer"])
-      by_shots[sample["num_shots"]].append((best["probability"], right, sample["group"]))
-  return {
-    shots: Scored(
-      np.array([confidence for confidence, _, _ in rows], np.float64),
-      np.array([right for _, right, _ in rows], bool),
-      [group for _, _, group in rows],
-    )
-    for shots, rows in sorted(by_shots.items())
-  }
+    if sample["condition"] == IMAGE and sample.get("candidates"):
+      of = by_shots[sample["num_shots"]]
+      of.questions.append(_likelihoods(sample))
+      of.groups.append(sample["group"])
+  return dict(sorted(by_shots.items()))
 
 
-def _diagram(scored: dict[int, Scored], bins: dict[int, Bins]) -> str:
+def _likelihoods(sample: Mapping[str, Any]) -> Likelihoods:
+  choices = tuple(candidate["text"] for candidate in sample["candidates"])
+  right = (n for n, choice in enumerate(choices) if exact_match(choice, sample["answer"]))
+  probabilities = [candidate["probability"] for candidate in sample["candidates"]]
+  return Likelihoods(choices, np.array(probabilities, np.float64), next(right, -1))
+
+
+def _number(name: str, of: _Scored) -> str:
+  """Without its interval, which takes long and which the evaluation measures if it is asked to."""
+  metric, questions = LIKELIHOOD_METRICS[name], of.questions
+  if metric.per_sample is not None:
+    return f"{metric.per_sample(questions).mean():.3f}"
+  assert metric.of_set is not None
+  value = metric.of_set(questions)(np.arange(len(questions)))
+  return f"{value:.3f}" if np.isfinite(value) else "–"
+
+
+def _diagram(scored: Mapping[int, _Scored]) -> str:
   lines = [plots.Series("calibrated", (0, 1), (0, 1), plots.GREY, dash="5 4", width=1.5)]
-  for shots, color in zip(scored, _shades(len(scored)), strict=True):
-    found, of = bins[shots], scored[shots]
-    ends = [
-      bootstrap(of.right[chosen], [g for g, c in zip(of.groups, chosen, strict=True) if c], seed=0)
-      for chosen in (found.members if shots == max(scored) else ())
-    ]
-    low, high = [end.ci95[0] for end in ends], [end.ci95[1] for end in ends]
-    points = found.confidence.tolist(), found.accuracy.tolist()
-    lines.append(plots.Series(plural(shots), *points, color, low, high, marker="circle"))
+  for (shots, of), color in zip(scored.items(), _shades(len(scored)), strict=True):
+    bins = likelihood.reliability(of.questions)
+    ends = _intervals(of, bins) if shots == max(scored) else []
+    lines.append(
+      plots.Series(
+        plural(shots),
+        [found.confidence for found in bins],
+        [found.accuracy for found in bins],
+        color,
+        [low for low, _ in ends],
+        [high for _, high in ends],
+        marker="circle",
+      )
+    )
   return plots.line_chart(
     lines,
     title="Reliability diagram",
@@ -138,9 +106,21 @@ def _diagram(scored: dict[int, Scored], bins: dict[int, Bins]) -> str:
   )
 
 
-def _risk(curves: dict[int, tuple[np.ndarray, np.ndarray]]) -> str:
+def _intervals(of: _Scored, bins: Sequence[likelihood.Bin]) -> list[tuple[float, float]]:
+  """Of the share of right answers in each bin; by rising confidence the bins follow each other."""
+  right = likelihood.right(of.questions)
+  order = np.argsort([question.probabilities.max() for question in of.questions])
+  ends = np.cumsum([found.n for found in bins])[:-1]
+  return [
+    bootstrap(right[inside], [of.groups[row] for row in inside], seed=0).ci95
+    for inside in np.split(order, ends)
+  ]
+
+
+def _risk(scored: Mapping[int, _Scored]) -> str:
   lines = []
-  for (shots, (coverage, risk)), color in zip(curves.items(), _shades(len(curves)), strict=True):
+  for (shots, of), color in zip(scored.items(), _shades(len(scored)), strict=True):
+    coverage, risk = likelihood.risk_coverage(of.questions)
     kept = np.unique(np.linspace(0, len(risk) - 1, _POINTS).round().astype(int))
     points = coverage[kept].tolist(), risk[kept].tolist()
     lines.append(plots.Series(plural(shots), *points, color))
@@ -154,7 +134,7 @@ def _risk(curves: dict[int, tuple[np.ndarray, np.ndarray]]) -> str:
 
 
 def _shades(count: int) -> list[str]:
-  """One colour for the only line; else from light to dark, repeated if there are too many."""
+  """One colour for the only line; else from light to dark."""
   if count == 1:
     return [plots.BLUE]
   places = np.linspace(0, len(plots.SHADES) - 1, count).round().astype(int)

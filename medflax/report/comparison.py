@@ -33,11 +33,11 @@ def write_comparison(path: pathlib.Path, comparison: Mapping[str, Any]) -> pathl
     path: of the HTML file.
     comparison: as in compare.json: `systems`, their names; `rows`, each with "name",
       "num_shots", "condition", "metric", "slice", "values" of the systems (None where one has
-      none), "difference" of the second to the first {"value", "ci95", "p"} or None, and "mcnemar"
-      {"only_a", "only_b", "p"} or None; `left_out`, what could not be compared. And, not in the file,
-      `disagreements`: questions that not all systems answer alike, each with "id", "task",
-      "num_shots", "condition", "question", "answer", and of every system "predictions" and
-      "correct".
+      none), "difference" of the second to the first {"value", "ci95", "p"} or None, and
+      "mcnemar" {"only_a", "only_b", "p"} or None; `left_out`, what could not be compared. And,
+      not in the file, `disagreements`: questions that not all systems answer alike, each with
+      "id", "task", "num_shots", "condition", "question", "answer", and of every system
+      "predictions" and "correct".
   """
   path = pathlib.Path(path)
   systems, rows = comparison["systems"], comparison["rows"]
@@ -222,9 +222,9 @@ def _measurement(value: Mapping[str, Any]) -> Measurement:
   return Measurement(value["value"], value["stderr"], (low, high), value["n"])
 
 
-def _signed(value: float) -> str:
+def _signed(value: int | float) -> str:
   return f"{round(value, 3) + 0.0:+.3f}"  # no -0.000
 
 
-def _p(p: float) -> str:
+def _p(p: int | float) -> str:
   return "< 0.001" if p < 0.001 else f"{p:.3f}"

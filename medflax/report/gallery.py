@@ -16,7 +16,7 @@ from typing import Any
 
 from medflax.metrics.text import normalise
 from medflax.report.fewshot import plural
-from medflax.report.page import section
+from medflax.report.page import in_words, section
 from medflax.report.results import Evaluation, condition_name
 
 RIGHT, WRONG = "right", "wrong"
@@ -196,7 +196,7 @@ def _card(sample: Mapping[str, Any], evaluation: Evaluation, shown: Labels) -> C
     "answer": shown.of(sample["answer"]),
     "prediction": shown.of(sample["prediction"]),
   }
-  meta = {key: _plain(value) for key, value in sample["meta"].items()}
+  meta = {key: in_words(value) for key, value in sample["meta"].items()}
   reserved = {*fields, "id", "words"}
   fields |= {f"meta.{key}" if key in reserved else key: value for key, value in meta.items()}
   rows = [
@@ -233,7 +233,3 @@ def _candidates(sample: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     for rank, one in enumerate(ranked)
     if (is_answer := normalise(one["text"]) == answer) or rank < _MOST_CANDIDATES
   ]
-
-
-def _plain(value: Any) -> str:
-  return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -5,7 +5,8 @@ import hashlib
 import html
 import importlib.resources
 import io
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,15 @@ def picture(pixels: UInt8[np.ndarray, "h w *rgb"], side: int) -> str:
     f'<img alt=""{wide} width="{image.width}" height="{image.height}" '
     f'src="data:image/png;base64,{data}">'
   )
+
+
+def in_words(value: Any) -> str:
+  """A value of JSON as words: names, values and commas, without brackets and quotes."""
+  if isinstance(value, Mapping):
+    return ", ".join(f"{key} {in_words(item)}" for key, item in value.items())
+  if isinstance(value, list | tuple):
+    return ", ".join(map(in_words, value))
+  return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def text(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from medflax.report import fewshot, plots
-from medflax.report.page import section, table, text
+from medflax.report.page import in_words, section, table, text
 from medflax.report.results import Evaluation, few_shot, other_metrics
 from medflax.report.run import Run
 
@@ -144,7 +144,7 @@ def provenance_section(
 ) -> str:
   """Versions, settings and the commit: what it takes to do this again."""
   rows = "".join(
-    f"<tr><th>{text(key.replace('_', ' '))}</th><td>{text(_plain(value))}</td></tr>"
+    f"<tr><th>{text(key.replace('_', ' '))}</th><td>{text(in_words(value))}</td></tr>"
     for key, value in facts.items()
     if value not in (None, "", [], {})
   )
@@ -154,15 +154,6 @@ def provenance_section(
     below += f"<details><summary>Resolved config</summary><pre>{resolved}</pre></details>"
   settings = f'<table class="plain"><tbody>{rows}</tbody></table>' if rows else ""
   return section(heading, settings + below)
-
-
-def _plain(value: Any) -> str:
-  """`random, order as drawn` for a table of settings: names and values without brackets."""
-  if isinstance(value, Mapping):
-    return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
-  if isinstance(value, list | tuple):
-    return ", ".join(map(_plain, value))
-  return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _few_shot_curves(run: Run) -> list[str]:

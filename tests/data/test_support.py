@@ -28,6 +28,9 @@ class Samples:
   def text(self, index):
     return self.read(index, 0)
 
+  def media_keys(self, index):
+    return ()
+
   def read(self, index, epoch):
     group, topic = self.groups[index], self.topics[index]
     source = Source("made", "1", self.name)
@@ -166,6 +169,7 @@ def test_a_subset_is_a_source_of_its_own():
   pool = Subset(samples("train", "abcdef", "xyxyxy"), [1, 4])
   assert (len(pool), pool.groups, pool.topics) == (2, ["b", "e"], ["y", "x"])
   assert [pool[1].id, pool.text(0).id] == ["train-4", "train-1"]
+  assert pool.media_keys(0) == ()
   [episode] = PoolEpisodes(samples("val", "b"), pool, 1, seed=(0,))
   assert ids(episode) == ["train-4"]
 

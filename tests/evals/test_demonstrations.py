@@ -39,6 +39,9 @@ class Samples:
   def text(self, index):
     return dataclasses.replace(self.samples[index], media=())
 
+  def media_keys(self, index):
+    return tuple(media.array.tobytes() for media in self.samples[index].media)
+
 
 class Data:
   """A data set of a training and a test split."""
@@ -200,7 +203,7 @@ def test_the_group_is_passed_over(angles):
   assert shown(angles, {"type": "image"}, 2)["low"] == ["c", "b"]
 
 
-def test_each_medium_is_embedded_and_each_sample_read_once():
+def test_each_medium_is_read_and_embedded_once():
   pool = [sample(f"p{i}", media=[image((1 + i % 7, 3), (4, 4 + i % 2))]) for i in range(150)]
   data, seen = Data(pool, [sample("q", media=[image((1, 3))])]), []
 
@@ -211,15 +214,21 @@ def test_each_medium_is_embedded_and_each_sample_read_once():
 
   support = make(data, {"type": "image"}, (1, 8)).read(counting)
   assert len(seen) == len(set(seen)) == 14
+  assert set(data.splits["train"].reads) == set(range(14)) - {0}
   assert set(data.splits["train"].reads.values()) == {1}
   assert len(support.episodes(8, 0)[0].support) == 8
 
 
-def test_equally_similar_ones_of_the_topic_come_first():
-  pool = [sample(f"p{i}", topic="tu"[i % 2], media=[image((3, 1))]) for i in range(6)]
-  data = Data(pool, [sample("q", topic="u", media=[image((1, 1))])])
+def test_those_of_the_topic_come_first():
+  pool = [sample(f"p{i}", topic="tu"[i % 2], media=[image((3, i // 2))]) for i in range(6)]
+  data = Data(pool, [sample("q", topic="u", media=[image((1, 0))])])
   fields = {"type": "image", "order": "nearest_first"}
   assert shown(data, fields, 5)["q"] == ["p1", "p3", "p5", "p0", "p2"]
+  assert shown(data, fields | {"topic": False}, 5)["q"] == ["p0", "p1", "p2", "p3", "p4"]
+  for type_ in ("random", "balanced"):
+    everyone = (shown(data, {"type": type_, "topic": False}, 3, seed)["q"] for seed in range(20))
+    assert set(itertools.chain(*everyone)) == {f"p{i}" for i in range(6)}
+    assert set(shown(data, {"type": type_}, 3)["q"]) == {"p1", "p3", "p5"}
 
 
 def test_samples_without_media_are_similar_to_none():
@@ -267,7 +276,7 @@ def test_most_similar_is_sorting(rows, count):
     np.array([row[i] for row in rows], dtype) for i, dtype in enumerate((np.float32, bool, bool))
   )
   among = [i for i in range(len(rows)) if eligible[i]]
-  expected = sorted(among, key=lambda i: (-scores[i], not preferred[i], i))[:count]
+  expected = sorted(among, key=lambda i: (not preferred[i], -scores[i], i))[:count]
   assert most_similar(scores, eligible, preferred, count).tolist() == expected
 
 

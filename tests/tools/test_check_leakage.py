@@ -13,7 +13,7 @@ from medflax.data.builders import BUILDERS
 from medflax.data.builders.prepare import prepare
 from medflax.data.folder import FolderDataset
 from medflax.data.prepared import PreparedDataset
-from medflax.leakage import embed
+from medflax.leakage import check, embed
 from medflax.leakage.sides import open_parts
 from medflax.pretrained import open_clip
 from medflax.pretrained.checkpoint import under
@@ -266,6 +266,14 @@ def test_an_imported_tower_and_prepared_folders(tower, prepared, tmp_path):
   assert left.splits == {"train": 4} and {row["id"] for row in left.skipped} == {"0", "1"}
   path = tmp_path / "alone" / "leakage_eval.csv"
   assert PreparedDataset(evaluated, (16, 16), (4, 8, 8), exclude=path).splits == {"test": 2}
+
+
+def test_a_tower_that_takes_all_for_copies_is_refused(prepared, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(check, "_FEW", 10)
+  flags = [f"{prepared[0]}:train", "--against", str(prepared[1]), "--embedding", "-1"]
+  assert check_leakage.main([*flags, "--to", str(tmp_path / "out")]) == 2
+  error = capsys.readouterr().err
+  assert "more than 10 pairs of images alike by --embedding -1.0, too many to be copies" in error
 
 
 def test_embeddings_of_the_shipped_tower():

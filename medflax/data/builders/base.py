@@ -114,7 +114,11 @@ class Builder:
       yield found
     if empty:
       absent = f" ({', '.join(source.absent)} not found)" if source.absent else ""
-      raise UserError(f"{source.root} holds no {self.name}{absent}; --from needs {self.layout}")
+      hint = source.unpack_hint(source.absent[0] if source.absent else "")
+      remedy = f"; {hint}" if hint else ""
+      raise UserError(
+        f"{source.root} holds no {self.name}{absent}; --from needs {self.layout}{remedy}"
+      )
 
   def _checked(self, record: Record, row: Row, seen: set[str]) -> Record | Rejected:
     problem = self._problem(record)

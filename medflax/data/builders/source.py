@@ -7,6 +7,7 @@ table that cannot be read at all raises `UserError`.
 import ast
 import csv
 import dataclasses
+import functools
 import gzip
 import io
 import json
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from xml.etree import ElementTree
 
+from medflax.data.builders.archives import find_archives, unpack_hint
 from medflax.data.manifest import path_inside
 from medflax.utils import UserError
 
@@ -130,11 +132,17 @@ class SourceFolder:
     try:
       return path_inside(self.root, name)
     except UserError as error:
-      top = pathlib.PurePosixPath(name).parts[:1]
-      archives = [a for part in top for a in (f"{part}.zip", f"{part}.tar.gz") if self.has(a)]
-      if "does not exist" in str(error) and archives:
-        raise UserError(f"{name!r} does not exist; unpack {archives[0]} first") from None
+      if "does not exist" in str(error) and (hint := self.unpack_hint(name)):
+        raise UserError(f"{name!r} does not exist; {hint}") from None
       raise
+
+  def unpack_hint(self, name: str) -> str:
+    """Which archive of the folder to unpack where for a missing file; "" where there is none."""
+    return unpack_hint(self.root, self._archives, name)
+
+  @functools.cached_property
+  def _archives(self) -> list[str]:
+    return find_archives(self.root)
 
   def has(self, name: str) -> bool:
     """Whether there is such a file."""

@@ -52,5 +52,5 @@ def test_an_archive_that_is_still_packed_is_pointed_at(write, picture, build):
   picture("other.jpg", 1)
   write("images.zip", b"PK")
   write("test_clean.csv", V1 + "PMC1_Fig1_2.jpg,Which?,4,A:1,B:2,C:3,D:4,D\n" * 2)
-  with pytest.raises(UserError, match=r"unpack images\.zip first"):
+  with pytest.raises(UserError, match=r"unpack images\.zip where it is"):
     build("pmc_vqa_v1")
