@@ -188,7 +188,7 @@ class Assistant:
     rows = min(batch_size, 1 << max(len(queries) - 1, 0).bit_length())
     rows = -(-rows // _ways(self.loaded)) * _ways(self.loaded)
     with self.loaded.running():
-      features = decode.MediaFeatures(self._embed, rows)
+      features = MediaFeatures(self._embed, rows)
       asker = Asker(tokenizer, self.prompt, config.data, features, None)
       trials = []
       for i, query in enumerate(queries):

@@ -32,7 +32,7 @@ from medflax.inference.decoding import make_decoder
 from medflax.inference.features import MediaFeatures, embed_with
 from medflax.metrics.intervals import Measurement
 from medflax.metrics.likelihood import LIKELIHOOD_METRICS
-from medflax.metrics.scorers import make_metrics
+from medflax.metrics.scorers import METRICS
 from medflax.metrics.text import normalise
 from medflax.utils import UserError, pick
 
@@ -119,13 +119,17 @@ class FewshotVQA:
       num_episodes=settings.num_episodes,
       num_seeds=settings.num_seeds,
     )
-    self._weighed = [name for name in settings.metrics if name in LIKELIHOOD_METRICS]
-    with base.named(f"{field}.metrics"):
-      files = dict(bert_model=settings.bert_model, umls_lexicon=settings.umls_lexicon)
-      others = [name for name in settings.metrics if name not in self._weighed]
-      self._metrics = make_metrics(others, **files)
+    self._weighed = {
+      name: LIKELIHOOD_METRICS[name] for name in settings.metrics if name in LIKELIHOOD_METRICS
+    }
+    others = [name for name in settings.metrics if name not in self._weighed]
+    base.check_names(name, "metrics", others, METRICS)
+    self._metrics = {metric: METRICS[metric] for metric in others}
     self._candidates = self._read_candidates(f"{field}.candidates")
-    for what, needs in {"constrained": settings.constrained, "metrics": self._weighed}.items():
+    for what, needs in {
+      "constrained": settings.constrained,
+      "metrics": bool(self._weighed),
+    }.items():
       if needs and not settings.candidates:
         raise UserError(f"{field}.{what} needs {field}.candidates; set it to 'choices'")
     if settings.num_seeds < 1:
@@ -185,7 +189,7 @@ class FewshotVQA:
       demonstrations=dataclasses.asdict(self._demonstrations)
       | {"seeds": list(range(settings.num_seeds))},
       candidates=settings.candidates,
-      scorers={name: metric.signature for name, metric in self._metrics.items()},
+      scorers={name: metric.signature for name, metric in (self._metrics | self._weighed).items()},
       programs={"embed": features.programs, "generate": num_programs},
     )
     drop(base.results_folder(self.context, self.name, step))
@@ -257,7 +261,7 @@ class FewshotVQA:
           [trial for trial in members if trial.num_shots == k],
           f"{name}/{k}shot",
           self._metrics,
-          {name: LIKELIHOOD_METRICS[name] for name in self._weighed},
+          self._weighed,
           seed=self.context.seed,
           length_normalised=settings.length_normalised,
         )

@@ -1,23 +1,20 @@
 """From replies to numbers: metrics with intervals, slices and baselines."""
 
+import functools
 import logging
-import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from medflax.evals.trials import Trial
 from medflax.metrics.base import Metric
 from medflax.metrics.intervals import Measurement, across_seeds, bootstrap, bootstrap_of
-from medflax.metrics.likelihood import Likelihoods
+from medflax.metrics.likelihood import LikelihoodMetric, Likelihoods
 from medflax.metrics.text import exact_match, normalise
 
 MAX_SLICES = 20
 CORPUS_RESAMPLES = 200  # of a metric of the whole set, which is dear to compute
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -82,15 +79,15 @@ def measure(
   trials: Sequence[Trial],
   prefix: str,
   metrics: Mapping[str, Metric],
-  weighed: Mapping[str, Callable[[Sequence[Likelihoods]], float]],
+  weighed: Mapping[str, LikelihoodMetric],
   *,
   seed: int,
   length_normalised: bool,
 ) -> dict[str, Measurement]:
   """`<prefix>/<metric>[@<condition>]` and the baselines of scored trials at one number of shots.
 
-  A question that was asked with several draws of support counts once, by its mean; how far the
-  draws differ stands under `<key>#seeds`.
+  Of a question that was asked with several draws of support all answers count, resampled together;
+  how far the draws differ stands under `<key>#seeds`.
   """
   measured = {}
   by_condition: dict[str, list[Trial]] = defaultdict(list)
@@ -98,12 +95,15 @@ def measure(
     by_condition[trial.condition].append(trial)
   for condition, chosen in by_condition.items():
     suffix = "" if condition == "image" else f"@{condition}"
-    cell = Cell(chosen, seed)
-    for name, metric in metrics.items():
-      measured |= cell.of_metric(f"{prefix}/{name}{suffix}", name, metric)
-    draws = [likelihoods(draw, length_normalised) for draw in cell.draws if weighed]
-    for name, function in weighed.items():
-      measured |= cell.of_set(f"{prefix}/{name}{suffix}", draws, function)
+    numbers = functools.partial(
+      _numbers, metrics=metrics, weighed=weighed, seed=seed, length_normalised=length_normalised
+    )
+    found = numbers(chosen)
+    draws = sorted({trial.seed for trial in chosen})
+    if len(draws) > 1:
+      runs = [numbers([trial for trial in chosen if trial.seed == draw]) for draw in draws]
+      found |= {f"{name}#seeds": value for name, value in across_seeds(runs).items()}
+    measured |= {f"{prefix}/{_with(name, suffix)}": value for name, value in found.items()}
   queries = {t.episode.query.id: t.episode.query for t in by_condition["image"]}.values()
   mean = lambda values, of: bootstrap(values, [query.group for query in of], seed=seed)
   if closed := [query for query in queries if query.choices]:
@@ -112,41 +112,34 @@ def measure(
   [(majority, _)] = Counter(said).most_common(1)
   measured[f"{prefix}/majority"] = mean([answer == majority for answer in said], queries)
   for name in (*metrics, *weighed):
-    log.info("%s %s %s", prefix, name, measured[f"{prefix}/{name}"])
+    if f"{prefix}/{name}" in measured:
+      log.info("%s %s %s", prefix, name, measured[f"{prefix}/{name}"])
   return measured
 
 
-class Cell:
-  """The trials of one number of shots and condition: the same questions with each draw."""
+def _with(name: str, suffix: str) -> str:
+  metric, mark, seeds = name.partition("#")
+  return f"{metric}{suffix}{mark}{seeds}"
 
-  def __init__(self, trials: Sequence[Trial], seed: int):
-    by_seed: dict[int, dict[int, Trial]] = defaultdict(dict)
-    for trial in trials:
-      by_seed[trial.seed][trial.index] = trial
-    asked = set.intersection(*map(set, by_seed.values()))  # a control may leave some out
-    self.draws = [[draw[index] for index in sorted(asked)] for draw in by_seed.values()]
-    self.groups = [trial.episode.query.group for trial in self.draws[0]]
-    self.seed = seed
 
-  def of_metric(self, key: str, name: str, metric: Metric) -> dict[str, Measurement]:
-    """The mean of scores, or the metric's number of the whole set where that is another."""
-    if metric.of_corpus is not None:
-      return self.of_set(key, self.draws, lambda trials: metric.corpus(*answers(trials)))
-    scores = np.array([[trial.scores[name] for trial in draw] for draw in self.draws])
-    measured = {key: bootstrap(scores.mean(axis=0), self.groups, seed=self.seed)}
-    return measured | self._spread(key, scores.mean(axis=1).tolist())
-
-  def of_set(
-    self, key: str, draws: Sequence[Sequence[T]], statistic: Callable[[Sequence[T]], float]
-  ) -> dict[str, Measurement]:
-    """A number that only a set has, of something about every question with each draw."""
-    mean = lambda index: statistics.fmean(statistic([draw[i] for i in index]) for draw in draws)
-    measurement = bootstrap_of(mean, self.groups, seed=self.seed, num_resamples=CORPUS_RESAMPLES)
-    return {key: measurement} | self._spread(key, [statistic(draw) for draw in draws])
-
-  @staticmethod
-  def _spread(key: str, values: Sequence[float]) -> dict[str, Measurement]:
-    if len(values) < 2:
-      return {}
-    [spread] = across_seeds([{key: Measurement(v, 0.0, (v, v), 1)} for v in values]).values()
-    return {f"{key}#seeds": spread}
+def _numbers(
+  trials: Sequence[Trial],
+  *,
+  metrics: Mapping[str, Metric],
+  weighed: Mapping[str, LikelihoodMetric],
+  seed: int,
+  length_normalised: bool,
+) -> dict[str, Measurement]:
+  """Every metric of some trials; a set may have no number, such as an AUROC of one class."""
+  groups, found = [trial.group for trial in trials], {}
+  for name, metric in metrics.items():
+    if metric.of_corpus is None:
+      found[name] = bootstrap([trial.scores[name] for trial in trials], groups, seed=seed)
+    else:
+      of = lambda rows, m=metric: m.corpus(*answers([trials[i] for i in rows]))
+      found[name] = bootstrap_of(of, groups, seed=seed, num_resamples=CORPUS_RESAMPLES)
+  questions = likelihoods(trials, length_normalised) if weighed else []
+  for name, metric in weighed.items():
+    if (measurement := metric.measure(questions, groups, seed=seed)) is not None:
+      found[name] = measurement
+  return found
