@@ -40,7 +40,7 @@ LAYERS = {
   "leakage.pictures": ("data",),
   "leakage.search": (),
   "leakage.sides": ("data", "leakage.pictures", "utils"),
-  "leakage.check": ("data", "leakage.pictures", "leakage.search", "leakage.sides"),
+  "leakage.check": ("data", "leakage.pictures", "leakage.search", "leakage.sides", "utils"),
   "leakage": (
     *("data", "evals", "leakage.check", "leakage.pictures", "leakage.search", "leakage.sides"),
     *("models", "pretrained", "report", "utils"),

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import pickle
@@ -68,6 +69,18 @@ def test_samples_carry_what_the_manifest_says(root):
     assert sample.source.version == data.version
     assert sample.media[0].array.shape == (8, 8, 3)
     assert (sample.media[0].array == i * 5).all()
+
+
+def test_texts_and_names_of_media_need_no_decoding(root, monkeypatch):
+  monkeypatch.setattr("medflax.data.folder.CACHE_BYTES", 0)
+  samples = load(root).samples("vqa", "train")
+  decoded = [samples[i] for i in range(len(samples))]
+  names = [samples.media_keys(i) for i in range(len(samples))]
+  monkeypatch.setattr("medflax.data.folder.read_kind", None)
+  for i, sample in enumerate(decoded):
+    assert samples.text(i) == dataclasses.replace(sample, media=())
+    assert len(samples.media_keys(i)) == len(sample.media)
+  assert len(set(names)) > 1
 
 
 def test_groups_do_not_straddle_splits(root):

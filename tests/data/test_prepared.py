@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pickle
 import shutil
@@ -7,10 +8,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from medflax import workdir
 from medflax.data import DATASETS
 from medflax.data.builders import BUILDERS
 from medflax.data.builders.prepare import prepare
 from medflax.data.documents import Dataset
+from medflax.data.mixture import Mixture
 from medflax.data.prepared import PreparedDataset
 from medflax.utils import UserError
 
@@ -55,6 +58,16 @@ def test_it_is_a_dataset(root):
   assert data.version.startswith("1.0-")
   assert data.splits == {"train": 30, "val": 4, "test": 6}
   assert data.media_per_sample == {"image": 1, "volume": 0, "signal": 0}
+
+
+def test_texts_and_names_of_media_need_no_decoding(root, monkeypatch):
+  samples = load(root).samples("closed", "train")
+  decoded = [samples[i] for i in range(4)]
+  monkeypatch.setattr("medflax.data.builders.store.decode_media", None)
+  assert [samples.text(i) for i in range(4)] == [
+    dataclasses.replace(sample, media=()) for sample in decoded
+  ]
+  assert [samples.media_keys(i) for i in range(4)] == [(("image", i),) for i in range(4)]
 
 
 def test_tasks_and_splits(root):
@@ -152,7 +165,12 @@ def test_odd_files_are_told(root, tmp_path):
   shutil.copytree(root, copy)
   note = {"path": "ct/s4", "notes": "3 slices missing, 1 gaps at 2.5 mm"}
   (copy / "noted.jsonl").write_text(json.dumps(note) + "\n")
-  assert load(copy).noted == [note]
+  path = excluding(tmp_path, "slake_en,train,3")
+  workdir.write_lists(tmp_path, Mixture({"slake": load(copy, exclude=path)}))
+  lists = {name: (tmp_path / f"{name}.jsonl").read_text() for name in workdir.LISTS}
+  assert json.loads(lists["noted"]) == {"source": "slake", **note}
+  skipped = {"source": "slake", "split": "train", "id": "3", "reason": f"in {path}"}
+  assert json.loads(lists["skipped"]) == skipped
   (copy / "noted.jsonl").unlink()
   with pytest.raises(UserError, match=r"lacks noted\.jsonl; prepare it again elsewhere"):
     load(copy)
