@@ -8,7 +8,7 @@ import json
 import logging
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -48,6 +48,7 @@ class EvalContext:
   put: Callable[[dict[str, np.ndarray]], dict[str, Array]]
 
 
+@runtime_checkable
 class Evaluator(Protocol):
   """Built once as `EVALUATORS[type](name, config, context)`, run at many steps."""
 
