@@ -7,6 +7,7 @@ and independent of who reads which shard and how.
 """
 
 import collections
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict
@@ -15,6 +16,9 @@ import numpy as np
 from jaxtyping import Int
 
 from medflax.data.encode import Encoded, RowShape
+
+log = logging.getLogger(__name__)
+_GOOD = 0.95  # share of the tokens of a row that should be used
 
 
 def capacity(shape: RowShape) -> Int[np.ndarray, " d"]:
@@ -110,6 +114,20 @@ def pack(sizes: Int[np.ndarray, "n d"], capacity: Int[np.ndarray, " d"]) -> list
   return min(bins, by_mixture(sizes, capacity), key=len)
 
 
+def scarce_slots(sizes: Int[np.ndarray, "n d"], shape: RowShape) -> str:
+  """What to raise so that rows are not full of media before they are of tokens; "": nothing."""
+  needed = sizes.sum(axis=0) / np.maximum(capacity(shape), 1)  # rows, were nothing else scarce
+  scarcest = int(needed.argmax())
+  if needed[0] >= _GOOD * needed[scarcest]:
+    return ""
+  kind = list(shape.media)[scarcest - 1]
+  slots, share = shape.media[kind][0], needed[0] / needed[scarcest]
+  return (
+    f"rows are full at data.max_media.{kind} = {slots} with at most {share:.0%} of their tokens "
+    f"used; {math.ceil(slots / share)} slots would hold more in each row, or lower data.max_tokens"
+  )
+
+
 class ShardState(TypedDict):
   """The place of a shard: its group's number and first document, and rows of it handed out."""
 
@@ -167,6 +185,8 @@ class PackedRows:
       total += sizes[-1]
     rows = pack(np.stack(sizes), capacity(self._shape))
     key = (self._seed, self._places[shard]["group"], shard)
+    if key[1:] == (0, 0) and (hint := scarce_slots(np.stack(sizes), self._shape)):
+      log.info(hint)  # once a run, of whatever processes
     order = np.random.default_rng(key).permutation(len(rows))
     # Within a row the stream's order is kept, so that a document's size does not tell its place.
     return [[documents[i] for i in sorted(rows[r])] for r in order]

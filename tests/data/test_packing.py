@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from medflax.data.documents import VOLUME, Media
 from medflax.data.encode import Encoded, RowShape
-from medflax.data.packing import PackedRows, by_mixture, capacity, first_fit_decreasing, pack, size
+from medflax.data.packing import (
+  PackedRows,
+  by_mixture,
+  capacity,
+  first_fit_decreasing,
+  pack,
+  scarce_slots,
+  size,
+)
 
 PICTURE = Media(np.zeros((1, 1, 3), np.uint8))
 CUBE = Media(np.zeros((1, 1, 1, 1), np.uint8), VOLUME)
@@ -84,6 +92,23 @@ def test_short_items_are_spread_where_they_would_fill_bins_with_media():
   limit = np.array([11, 5])
   assert len(first_fit_decreasing(sizes, limit)) > len(by_mixture(sizes, limit))
   assert len(pack(sizes, limit)) == len(by_mixture(sizes, limit))
+
+
+def test_slots_that_are_full_before_the_tokens_are_named():
+  assert scarce_slots(np.array([[8, 1, 0], [9, 4, 0]]), SHAPE) == ""
+  hint = scarce_slots(np.array([[2, 3, 0], [3, 3, 0]]), SHAPE)
+  assert "data.max_media.image = 4 with at most 33% of their tokens" in hint
+  assert "12 slots" in hint
+  assert "data.max_media.volume = 1" in scarce_slots(np.array([[2, 1, 1]]), SHAPE)
+
+
+def test_the_hint_is_logged_once_a_run(caplog):
+  caplog.set_level("INFO")
+  rows_of(40, num_bins=2)
+  assert caplog.text.count("data.max_media.") == 1
+  caplog.clear()
+  rows_of(4, shard=1, shards=(1,), of=2)
+  assert not caplog.text
 
 
 def test_an_item_larger_than_a_bin_is_refused():
