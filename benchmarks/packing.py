@@ -5,8 +5,7 @@ python benchmarks/packing.py
 Lengths are drawn from log-normal distributions: those of VQA-RAD and SLAKE as measured on their
 questions and answers in the default prompt with the shipped tokenizer, and two of longer texts, of
 captions and of questions with options, that are assumed.
-A row of the table packs by first-fit decreasing in groups of so many rows, until media or
-tokens are full.
+A row of the table packs groups of so many rows' worth as training does.
 """
 
 import argparse
@@ -18,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from medflax.data.packing import first_fit_decreasing
+from medflax.data.packing import pack
 
 # Tokens of a sample without special ones: median, and standard deviation of the logarithm.
 LENGTHS = {"VQA-RAD": (18, 0.34), "SLAKE": (16, 0.26), "captions": (60, 0.7), "options": (48, 0.4)}
@@ -48,14 +47,19 @@ def documents(count: int, length: int, slots: int, shots: tuple[int, int]) -> np
 
 
 def used(sizes: np.ndarray, capacity: np.ndarray, bins: int) -> tuple[float, float]:
-  """Shares of tokens and of media slots that rows hold, packed as `PackedRows` does."""
+  """Shares of tokens and of media slots that rows hold, packed as `PackedRows` does.
+
+  The group that the sample cuts short does not count: training reads an endless stream.
+  """
   rows, start = 0, 0
-  while start < len(sizes):
+  while True:
     total = np.cumsum(sizes[start:], axis=0)
     stop = start + 1 + int((total <= bins * capacity).all(axis=1).sum())
-    rows += len(first_fit_decreasing(sizes[start:stop], capacity))
+    if stop > len(sizes):
+      break
+    rows += len(pack(sizes[start:stop], capacity))
     start = stop
-  tokens, media = sizes.sum(axis=0) / (rows * capacity)
+  tokens, media = sizes[:start].sum(axis=0) / (rows * capacity)
   return float(tokens), float(media)
 
 

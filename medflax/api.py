@@ -28,8 +28,8 @@ from medflax.data.transforms.scan import Scan
 from medflax.evals.answering import Answerer
 from medflax.evals.asking import Asker
 from medflax.evals.scoring import probabilities
-from medflax.inference import decode
 from medflax.inference.decoding import make_decoder
+from medflax.inference.features import MediaFeatures, embed_with
 from medflax.loading import Loaded, load_model
 from medflax.utils import UserError
 
@@ -80,7 +80,7 @@ class Answer:
 
   Attributes:
     text: the answer, cut where it ends.
-    stop: why it ended, one of `decode.STOP_REASONS`.
+    stop: why it ended, one of `decoding.STOP_REASONS`.
     candidates: the choices, in their order.
   """
 
@@ -188,7 +188,8 @@ class Assistant:
     rows = min(batch_size, 1 << max(len(queries) - 1, 0).bit_length())
     rows = -(-rows // _ways(self.loaded)) * _ways(self.loaded)
     with self.loaded.running():
-      features = MediaFeatures(self._embed, rows)
+      embed = embed_with(self.loaded.parts.model, self._params, self.loaded.parts.put)
+      features = MediaFeatures(embed, rows)
       asker = Asker(tokenizer, self.prompt, config.data, features, None)
       trials = []
       for i, query in enumerate(queries):
@@ -220,9 +221,6 @@ class Assistant:
       constrained=constrained,
       seed=config.seed,
     )
-
-  def _embed(self, media: Mapping[str, np.ndarray]) -> Any:
-    return decode.embed(self.loaded.parts.model, self._params, self.loaded.parts.put(dict(media)))
 
   def _sample(
     self, name: str, asked: Query | Example, answer: str, choices: tuple[str, ...] = ()

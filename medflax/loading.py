@@ -162,20 +162,3 @@ def with_tuples(value: Any) -> Any:
   if isinstance(value, dict):
     return {key: with_tuples(item) for key, item in value.items()}
   return tuple(map(with_tuples, value)) if isinstance(value, list) else value
-
-
-def split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
-  """`--config.a.b=text` as ("a.b", "text").
-
-  Raises:
-    UserError: for any other argument.
-  """
-  overrides = []
-  for argument in arguments:
-    name, given, text = argument.partition("=")
-    if not name.startswith("--config."):
-      raise UserError(f"unknown argument {argument}; --help lists those there are")
-    if not given:
-      raise UserError(f"{name} needs a value: {name}=VALUE")
-    overrides.append((name.removeprefix("--config."), text))
-  return overrides

@@ -1,13 +1,14 @@
 """Packing: several short documents share one row of fixed shape.
 
 Documents are dealt out to shards, one after the other. A shard reads its own in groups of a few
-rows' worth, and packs each group by itself by first-fit decreasing, which leaves at most a part of
-one row empty a group. Because a group depends on nothing before it, the state of a shard is its
-group's first document and the number of rows already handed out: small, exact, and independent of
-who reads which shard and how.
+rows' worth, and packs each group by itself. Because a group depends on nothing before it, the state
+of a shard is its group's first document and the number of rows already handed out: small, exact,
+and independent of who reads which shard and how.
 """
 
 import collections
+import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict
 
@@ -15,6 +16,9 @@ import numpy as np
 from jaxtyping import Int
 
 from medflax.data.encode import Encoded, RowShape
+
+log = logging.getLogger(__name__)
+_GOOD = 0.95  # share of the tokens of a row that should be used
 
 
 def capacity(shape: RowShape) -> Int[np.ndarray, " d"]:
@@ -56,6 +60,72 @@ def first_fit_decreasing(
     free[bin_index] -= sizes[item]
     bins[bin_index].append(int(item))
   return bins
+
+
+def by_mixture(sizes: Int[np.ndarray, "n d"], capacity: Int[np.ndarray, " d"]) -> list[list[int]]:
+  """Fills bin after bin so that each holds about the mixture of all items.
+
+  A bin begins with the largest item left. Then comes the largest that fits of those that are heavy
+  in the dimension of which the bin has least, both measured by the mean item; or of all that fit.
+  The idea is that of Leinberger et al. 1999, "Multi-capacity bin packing algorithms".
+
+  Args:
+    sizes: of n items in d dimensions, none larger than an empty bin.
+    capacity: of every bin.
+
+  Returns:
+    The items of each bin, as indices into `sizes`.
+  """
+  shares = sizes / np.maximum(capacity, 1)
+  order = np.argsort(-shares.max(axis=1), kind="stable")
+  sizes, shares, mean = sizes[order], shares[order], shares.mean(axis=0)
+  relative = shares / np.where(mean > 0, mean, 1)
+  heavy = relative.argmax(axis=1)
+  left = np.ones(len(sizes), bool)
+  bins: list[list[int]] = []
+  while left.any():
+    free, used = capacity.copy(), np.where(mean > 0, 0.0, np.inf)
+    items, fits = [], left
+    while fits.any():
+      wanted = fits & (heavy == used.argmin()) if items else fits
+      item = int(np.argmax(wanted if wanted.any() else fits))
+      items.append(int(order[item]))
+      left[item] = False
+      free, used = free - sizes[item], used + relative[item]
+      fits = left & (sizes <= free).all(axis=1)
+    bins.append(items)
+  return bins
+
+
+def pack(sizes: Int[np.ndarray, "n d"], capacity: Int[np.ndarray, " d"]) -> list[list[int]]:
+  """Puts items into as few bins as it can.
+
+  That is first-fit decreasing. Bins that it fills with small items may run out of another dimension
+  than the first; where the first, tokens, is what all items together need most of, they are spread
+  `by_mixture` if that takes fewer bins.
+
+  Raises:
+    ValueError: as `first_fit_decreasing`.
+  """
+  bins = first_fit_decreasing(sizes, capacity)
+  needed = sizes.sum(axis=0) / np.maximum(capacity, 1)
+  if needed.argmax() or len(bins) == math.ceil(needed[0]):
+    return bins
+  return min(bins, by_mixture(sizes, capacity), key=len)
+
+
+def scarce_slots(sizes: Int[np.ndarray, "n d"], shape: RowShape) -> str:
+  """What to raise so that rows are not full of media before they are of tokens; "": nothing."""
+  needed = sizes.sum(axis=0) / np.maximum(capacity(shape), 1)  # rows, were nothing else scarce
+  scarcest = int(needed.argmax())
+  if needed[0] >= _GOOD * needed[scarcest]:
+    return ""
+  kind = list(shape.media)[scarcest - 1]
+  slots, share = shape.media[kind][0], needed[0] / needed[scarcest]
+  return (
+    f"rows are full at data.max_media.{kind} = {slots} with at most {share:.0%} of their tokens "
+    f"used; {math.ceil(slots / share)} slots would hold more in each row, or lower data.max_tokens"
+  )
 
 
 class ShardState(TypedDict):
@@ -113,8 +183,10 @@ class PackedRows:
       documents.append(self._waiting[shard].popleft())
       sizes.append(size(documents[-1], self._shape))
       total += sizes[-1]
-    rows = first_fit_decreasing(np.stack(sizes), capacity(self._shape))
+    rows = pack(np.stack(sizes), capacity(self._shape))
     key = (self._seed, self._places[shard]["group"], shard)
+    if key[1:] == (0, 0) and (hint := scarce_slots(np.stack(sizes), self._shape)):
+      log.info(hint)  # once a run, of whatever processes
     order = np.random.default_rng(key).permutation(len(rows))
     # Within a row the stream's order is kept, so that a document's size does not tell its place.
     return [[documents[i] for i in sorted(rows[r])] for r in order]

@@ -245,13 +245,14 @@ def make_decoder(fields: Mapping[str, Any]) -> Decoder:
   Raises:
     UserError: naming the field that is unknown or has an impossible value.
   """
-  values = dict(fields)
-  cls = pick(DECODERS, values.pop("type", "greedy"), "decoding.type")
+  cls = pick(DECODERS, fields.get("type", "greedy"), "decoding.type")
   known = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+  values = {name: value for name, value in fields.items() if name != "type"}
   for name, value in values.items():
     if name not in known:
       raise UserError(f"unknown field decoding.{name}{nearest(name, known)}")
-    kinds = (int, float) if known[name] is float else (known[name],)
-    if not isinstance(value, kinds) or isinstance(value, bool) != (known[name] is bool):
-      raise UserError(f"decoding.{name}={value!r}: must be of type {known[name].__name__}")
-  return cls(**values)
+    kind = known[name]
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or isinstance(value, bool) != (kind is bool):
+      raise UserError(f"decoding.{name}={value!r}: must be of type {kind.__name__}")
+  return cls(**{name: known[name](value) for name, value in values.items()})

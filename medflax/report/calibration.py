@@ -48,8 +48,8 @@ def calibration_section(evaluation: Evaluation) -> str:
     "The confidence is the probability of the likeliest candidate answer, which is right if it is "
     f"the answer. Left: how often answers of a confidence are right, in {likelihood.BINS} bins, "
     "with 95 % intervals at the most shots; on the dashed line the model is as sure as it is "
-    "right, and the calibration error is the mean distance from there. Right: the share of wrong answers "
-    "among the surest ones; the mean risk is the area below.",
+    "right, and the calibration error is the mean distance from there. Right: the share of wrong "
+    "answers among the surest ones; the mean risk is the area below.",
   )
 
 

@@ -195,16 +195,18 @@ def _table(grid: FewShot, notes: Sequence[str]) -> str:
 
 
 def _slices(grids: Sequence[FewShot]) -> str:
-  """A forest chart at the most shots, and the table of all."""
+  """A forest chart of the score and the first control at the most shots, and the table of all."""
   shots = sorted({k for grid in grids for k in grid.shots})
   bars = []
   for grid in grids:
     for condition, row in list(grid.values.items())[:2]:
       if measurement := row.get(shots[-1]):
         color, marker = STYLES.get(condition, _OTHER)
-        label = grid.slice if condition == IMAGE else condition_name(condition)
+        control = "" if condition == IMAGE else f", {condition_name(condition)}"
         told = f"{measurement.value:.3f}   n {measurement.n:,}"
-        bars.append(plots.Bar(label, measurement.value, *measurement.ci95, color, told, marker))
+        bars.append(
+          plots.Bar(grid.slice + control, measurement.value, *measurement.ci95, color, told, marker)
+        )
   metric = grids[0].metric.replace("_", " ")
   chart = plots.forest_chart(
     bars, title=f"{metric} by slice", x_label=f"{metric}, {plural(shots[-1])}"

@@ -24,7 +24,6 @@ from typing import Any
 import jax
 
 from medflax import config as config_lib
-from medflax import report
 from medflax import workdir as workdir_lib
 from medflax.data import DATASETS
 from medflax.data.builders.store import DATASET
@@ -32,9 +31,11 @@ from medflax.data.documents import Prompt
 from medflax.data.pipeline import with_media_slots
 from medflax.evals import EVALUATORS, EvalContext, Evaluator
 from medflax.evals.fewshot_vqa import Settings
-from medflax.loading import Loaded, find_step, load_config, load_model, load_params, split_overrides
+from medflax.loading import Loaded, find_step, load_config, load_model, load_params
 from medflax.metric_writer import log_to_console
+from medflax.report.evaluation import write_evaluation
 from medflax.tasks import evaluations
+from medflax.tools.flags import Parser, add_model
 from medflax.utils import UserError, pick, write_atomic
 
 __all__ = ["evaluate", "find_step", "load_config", "load_params", "main"]
@@ -198,16 +199,10 @@ def _literal(text: str) -> Any:
 
 def main(argv: Sequence[str]) -> int:
   """Returns the exit status: 0, or 2 after one line on stderr about the user's mistake."""
-  parser = argparse.ArgumentParser(
-    prog="python -m medflax.tools.evaluate",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = Parser("medflax.tools.evaluate", __doc__)
   parser.add_argument("workdir", nargs="?", type=pathlib.Path, help="of a run")
   parser.add_argument("--config", default="", help="FILE.py[:ARG=VALUE,…] in place of a workdir")
-  parser.add_argument("--checkpoint", default="", help="the run whose weights a config file gets")
-  parser.add_argument("--step", type=int, help="default: the newest checkpoint")
+  add_model(parser, workdir=False)
   parser.add_argument(
     "--eval", action="append", default=[], help="of the config; default: all; may be repeated"
   )
@@ -219,9 +214,9 @@ def main(argv: Sequence[str]) -> int:
     "--set", action="append", default=[], metavar="FIELD=VALUE", help="of the evaluations of tasks"
   )
   parser.add_argument("--to", type=pathlib.Path, help="default: the workdir")
-  flags, rest = parser.parse_known_args(argv)
   log_to_console(quiet=jax.process_index() != 0)
   try:
+    flags, overrides = parser.parse(argv)
     if (flags.workdir is None) == (not flags.config):
       raise UserError("give either a workdir or --config=FILE.py")
     if flags.to is None and flags.workdir is None:
@@ -232,7 +227,7 @@ def main(argv: Sequence[str]) -> int:
       flags.config or flags.workdir,
       checkpoint=flags.checkpoint,
       step=flags.step,
-      overrides=split_overrides(rest),
+      overrides=overrides,
     )
     results = evaluate(loaded, flags.to or flags.workdir, chosen(loaded, flags))
     _tell(results)
@@ -250,7 +245,7 @@ def _tell(results: Sequence[pathlib.Path]) -> None:
       print(f"{name:60} {found['value']:.3f} [{low:.3f}, {high:.3f}] n={found['n']}")
   if jax.process_index() == 0:
     for path in results:
-      print(f"report {report.write_evaluation(path.parent)}")
+      print(f"report {write_evaluation(path.parent)}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ that hides it, a checkpoint that did not load, a gate that is still shut. Exit s
 move, 1 if not, 2 after a mistake in the command.
 """
 
-import argparse
 import dataclasses
 import pathlib
 import sys
@@ -17,18 +16,20 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float, PyTree
 
-from medflax.data.documents import Episode
+from medflax.data.documents import Episode, Media
 from medflax.evals.answering import Answerer
 from medflax.evals.asking import Asker, under_controls
 from medflax.evals.base import EvalContext, put_all
-from medflax.evals.demonstrations import make_demonstrations
+from medflax.evals.demonstrations import make_demonstrations, make_support
 from medflax.evals.fewshot_vqa import FewshotVQA, Settings
 from medflax.evals.trials import Trial
-from medflax.inference import decode
 from medflax.inference.decoding import make_decoder
-from medflax.loading import Loaded, load_model, split_overrides
+from medflax.inference.features import MediaFeatures, embed_with
+from medflax.loading import Loaded, load_model
 from medflax.tools.evaluate import make_evaluator
+from medflax.tools.flags import Parser, add_model
 from medflax.utils import UserError, pick
 
 CHANGES = {"shuffled": "another image", "no_image": "a black image"}
@@ -85,28 +86,38 @@ def image_sensitivity(
   settings, context = evaluator.settings, evaluator.context
   shots = max(settings.num_shots) if num_shots is None else num_shots
   with loaded.running():
-    trials = _answered(settings, context, loaded.params(), shots, num_questions)
+    trials = _answered(name, settings, context, loaded.params(), shots, num_questions)
   return _changes(trials)
 
 
+def _nothing(media: Sequence[Media]) -> Float[np.ndarray, "n d"]:
+  raise AssertionError(f"{len(media)} media to be compared")
+
+
 def _answered(
-  settings: Settings, context: EvalContext, params: object, num_shots: int, num_questions: int
+  name: str,
+  settings: Settings,
+  context: EvalContext,
+  params: PyTree,
+  num_shots: int,
+  num_questions: int,
 ) -> list[Trial]:
   """All trials with their replies; the right answer is the first candidate."""
   put = lambda batch: put_all(batch, context)
-  embed = lambda media: decode.embed(context.model, params, put(media))
-  features = decode.MediaFeatures(embed, settings.batch_size)
+  features = MediaFeatures(embed_with(context.model, params, put), settings.batch_size)
   asker = Asker(context.tokenizer, context.prompt, context.data_config, features, None)
-  episodes = make_demonstrations({"type": "random"}).episodes(
+  support = make_support(
+    name,
+    make_demonstrations(name, {}),
     context.dataset,
     task=settings.task,
     split=settings.split,
     where=settings.where,
-    num_shots=num_shots,
+    num_shots=(num_shots,),
     num_episodes=num_questions,
-    seed=0,
-    embed=lambda media: np.zeros((len(media), 1), np.float32),
   )
+  # Drawn at random, for which no media are compared.
+  episodes = support.read(_nothing).episodes(num_shots, context.seed)
   asked = []
   for index in range(len(episodes)):
     episode = episodes[index]
@@ -162,25 +173,18 @@ def told(changes: Mapping[str, Change]) -> str:
 
 def main(argv: Sequence[str]) -> int:
   """Returns the exit status; see the module's docstring."""
-  parser = argparse.ArgumentParser(
-    prog="python -m medflax.tools.image_sensitivity",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
-  parser.add_argument("model", help="a workdir, or FILE.py[:ARG=VALUE,…]")
-  parser.add_argument("--checkpoint", default="", help="the run whose weights a config file gets")
-  parser.add_argument("--step", type=int, help="default: the newest checkpoint")
+  parser = Parser("medflax.tools.image_sensitivity", __doc__)
+  add_model(parser)
   parser.add_argument("--eval", default="", help="default: the config's first that asks questions")
   parser.add_argument("--questions", type=int, default=32)
   parser.add_argument("--shots", type=int, help="default: the most that the evaluator has")
-  flags, rest = parser.parse_known_args(argv)
   try:
+    flags, overrides = parser.parse(argv)
     loaded = load_model(
       flags.model,
       checkpoint=flags.checkpoint,
       step=flags.step,
-      overrides=split_overrides(rest),
+      overrides=overrides,
     )
     changes = image_sensitivity(
       loaded, flags.eval, num_questions=flags.questions, num_shots=flags.shots

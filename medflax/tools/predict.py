@@ -10,7 +10,6 @@ Prints the answer, why it stopped, and each choice with its log-probability and 
 among the choices. `medflax.api` does the same from Python.
 """
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from typing import Any
 from medflax import api
 from medflax.data.documents import IMAGE, VOLUME
 from medflax.data.manifest import parse_manifest
-from medflax.loading import split_overrides
+from medflax.tools.flags import Parser, add_model
 from medflax.utils import UserError
 
 
@@ -78,15 +77,8 @@ def _told(answer: api.Answer) -> str:
 
 def main(argv: Sequence[str]) -> int:
   """Returns the exit status: 0, or 2 after one line on stderr about the user's mistake."""
-  parser = argparse.ArgumentParser(
-    prog="python -m medflax.tools.predict",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
-  parser.add_argument("model", help="a workdir, or FILE.py[:ARG=VALUE,…]")
-  parser.add_argument("--checkpoint", default="", help="the run whose weights a config file gets")
-  parser.add_argument("--step", type=int, help="default: the newest checkpoint")
+  parser = Parser("medflax.tools.predict", __doc__)
+  add_model(parser)
   parser.add_argument("--image", action="append", default=[], help="may be repeated")
   parser.add_argument("--volume", action="append", default=[], help="NIfTI, or a DICOM folder")
   parser.add_argument("--question", required=True)
@@ -102,15 +94,15 @@ def main(argv: Sequence[str]) -> int:
     help="shown before the question, after those of --support; may be repeated",
   )
   parser.add_argument("--decoding", default="", help="such as type=beam,num_beams=3")
-  flags, rest = parser.parse_known_args(argv)
   try:
+    flags, overrides = parser.parse(argv)
     support = examples(flags.support) if flags.support else []
     support += [api.Example(q, answer, images=[image]) for image, q, answer in flags.example]
     model = api.load(
       flags.model,
       checkpoint=flags.checkpoint,
       step=flags.step,
-      overrides=dict(split_overrides(rest)),
+      overrides=dict(overrides),
     )
     answer = model.ask(
       flags.question,

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from medflax.data.documents import VOLUME, Media
 from medflax.data.encode import Encoded, RowShape
-from medflax.data.packing import PackedRows, capacity, first_fit_decreasing, size
+from medflax.data.packing import (
+  PackedRows,
+  by_mixture,
+  capacity,
+  first_fit_decreasing,
+  pack,
+  scarce_slots,
+  size,
+)
 
 PICTURE = Media(np.zeros((1, 1, 3), np.uint8))
 CUBE = Media(np.zeros((1, 1, 1, 1), np.uint8), VOLUME)
@@ -59,10 +67,11 @@ def numbers(row):
 SIZES = st.lists(st.tuples(st.integers(0, 10), st.integers(0, 3)), min_size=1, max_size=30)
 
 
+@pytest.mark.parametrize("how", [first_fit_decreasing, by_mixture, pack])
 @given(SIZES)
-def test_every_item_is_in_one_bin_and_no_bin_overflows(sizes):
+def test_every_item_is_in_one_bin_and_no_bin_overflows(how, sizes):
   sizes, limit = np.array(sizes), np.array([10, 3])
-  bins = first_fit_decreasing(sizes, limit)
+  bins = how(sizes, limit)
   assert sorted(item for items in bins for item in items) == list(range(len(sizes)))
   assert all((sizes[items].sum(axis=0) <= limit).all() for items in bins)
 
@@ -76,6 +85,30 @@ def test_at_most_one_bin_is_half_empty(sizes):
 
 def test_complements_share_bins():
   assert first_fit_decreasing(np.array([[3], [9], [1], [7]]), np.array([10])) == [[1, 2], [3, 0]]
+
+
+def test_short_items_are_spread_where_they_would_fill_bins_with_media():
+  sizes = np.array([[5, 1]] * 20 + [[1, 1]] * 40)
+  limit = np.array([11, 5])
+  assert len(first_fit_decreasing(sizes, limit)) > len(by_mixture(sizes, limit))
+  assert len(pack(sizes, limit)) == len(by_mixture(sizes, limit))
+
+
+def test_slots_that_are_full_before_the_tokens_are_named():
+  assert scarce_slots(np.array([[8, 1, 0], [9, 4, 0]]), SHAPE) == ""
+  hint = scarce_slots(np.array([[2, 3, 0], [3, 3, 0]]), SHAPE)
+  assert "data.max_media.image = 4 with at most 33% of their tokens" in hint
+  assert "12 slots" in hint
+  assert "data.max_media.volume = 1" in scarce_slots(np.array([[2, 1, 1]]), SHAPE)
+
+
+def test_the_hint_is_logged_once_a_run(caplog):
+  caplog.set_level("INFO")
+  rows_of(40, num_bins=2)
+  assert caplog.text.count("data.max_media.") == 1
+  caplog.clear()
+  rows_of(4, shard=1, shards=(1,), of=2)
+  assert not caplog.text
 
 
 def test_an_item_larger_than_a_bin_is_refused():

@@ -156,6 +156,45 @@ def test_a_decompression_bomb_is_refused_undecoded(tmp_path, monkeypatch):
   assert "more than 1,000 pixels" in fails(path)
 
 
+def jpeg(shape, **options):
+  """The bytes of a JPEG of noise."""
+  content = io.BytesIO()
+  noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  PIL.Image.fromarray(noise).save(content, "JPEG", **options)
+  return content.getvalue()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize("shape", [(37, 51, 3), (37, 51)])
+def test_both_decoders_of_jpegs_agree(shape, options):
+  content = jpeg(shape, **options)
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 1  # leaves the file to Pillow
+  straight, other = (
+    png_jpeg.read_image(io.BytesIO(x)) for x in (content, jpeg(shape, exif=exif, **options))
+  )
+  assert png_jpeg._plain_jpeg(content, None) is not None
+  assert straight.array.shape == (37, 51, 3 if len(shape) == 3 else 1)
+  np.testing.assert_array_equal(straight.array, other.array)
+  assert straight.units == other.units
+
+
+@pytest.mark.parametrize(
+  ("smallest", "size"),
+  [((56, 112), (56, 112)), ((99, 48), (24, 48)), ((56, 56), (32, 64)), ((999, 999), (64, 128))],
+)
+def test_a_jpeg_is_scaled_by_eighths_while_it_is_decoded(smallest, size):
+  array = png_jpeg.read_image(io.BytesIO(jpeg((64, 128, 3))), smallest).array
+  assert array.shape == (*size, 3)
+
+
+def test_a_jpeg_is_refused_wherever_it_is_cut():
+  content = jpeg((40, 40, 3))
+  for length in range(0, len(content) - 2, 7):
+    with pytest.raises(UserError):
+      png_jpeg.read_image(io.BytesIO(content[:length]))
+
+
 # NIfTI
 
 

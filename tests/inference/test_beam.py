@@ -1,50 +1,22 @@
 """Beam search against searches written out by hand, and against all continuations."""
 
-import functools
 import itertools
 
-import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from medflax.inference.beam import RANKINGS, beam_search
-
-PAD, STOP, VOCAB = 0, 1, 7
-
-
-class Markov(nn.Module):
-  """Logits depend on the two tokens before; the cache has rows on either axis, and a counter."""
-
-  def prefill(self, features, tokens, media_index, *, media_ordinal, cache_size, **text):
-    last = tokens[:, -2:]
-    cache = {"last": last.T, "first": last[:, :1], "index": jnp.int32(tokens.shape[1])}
-    return self._logits(last), cache
-
-  def decode_step(self, tokens, cache):
-    last = jnp.concatenate([cache["last"].T[:, 1:], tokens], axis=1)
-    return self._logits(last), cache | {"last": last.T, "index": cache["index"] + 1}
-
-  def _logits(self, last):
-    table = self.variables["params"]["table"]
-    return table[last[:, 0], last[:, 1]][:, None]
+from medflax.inference.stops import stop_at
+from tests.inference import markov
+from tests.inference.markov import PAD, STOP, VOCAB, logprobs, model_and_params, read
 
 
-@functools.cache
-def table(seed):
-  return np.random.default_rng(seed).normal(0, 1.5, (VOCAB, VOCAB, VOCAB)).astype(np.float32)
-
-
-def search(seed, prompts, **options):
-  tokens = jnp.asarray(prompts, jnp.int32)
-  batch = dict(tokens=tokens, media_index=tokens, segment_ids=jnp.ones_like(tokens))
-  options = dict(stop_ids=np.array([STOP]), pad_id=PAD) | options
-  return beam_search(Markov(), {"table": jnp.asarray(table(seed))}, batch, **options)
-
-
-def logprobs(seed, tokens):
-  logits = table(seed)[tokens[-2], tokens[-1]].astype(np.float64)
-  return logits - np.log(np.exp(logits).sum())
+def search(seed, prompts, *, num_beams, max_new_tokens, **options):
+  sizes = dict(num_beams=num_beams, max_new_tokens=max_new_tokens)
+  found = read(seed, prompts, max_new_tokens, num_beams)
+  return beam_search(
+    *model_and_params(seed), *found, **sizes, stops=stop_at([STOP]), pad_id=PAD, **options
+  )
 
 
 def by_hand_apart(seed, prompt, k, steps, penalty, early):
@@ -120,8 +92,7 @@ def test_enough_beams_find_the_best_of_all():
   totals = {}
   for tokens in itertools.product(range(VOCAB), repeat=steps):
     cut = tokens[: tokens.index(STOP) + 1] if STOP in tokens else tokens
-    parts = [logprobs(0, (*prompt, *cut[:i]))[t] for i, t in enumerate(cut)]
-    totals[cut] = sum(parts) / len(cut)
+    totals[cut] = markov.total(0, prompt, cut) / len(cut)
   best = max(totals, key=totals.__getitem__)
   assert tuple(np.asarray(found.tokens[0, 0])[: len(best)].tolist()) == best
 

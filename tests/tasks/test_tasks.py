@@ -13,7 +13,7 @@ from medflax.evals.base import read_settings
 from medflax.evals.fewshot_vqa import Settings
 from medflax.inference.decoding import make_decoder
 from medflax.metrics.likelihood import LIKELIHOOD_METRICS
-from medflax.metrics.scorers import METRICS
+from medflax.metrics.scorers import make_metrics
 from medflax.tasks import TASKS, Task, evaluation, evaluator_name
 from medflax.utils import UserError
 
@@ -82,4 +82,7 @@ def test_closed_candidates_are_the_annotations():
 
 def test_metrics_are_known():
   named = {metric for task in TASKS.values() for metric in task.metrics}
-  assert named - METRICS.keys() - LIKELIHOOD_METRICS.keys() == set()
+  plain = (
+    named - LIKELIHOOD_METRICS.keys() - {"bert_sim", "umls_precision", "umls_recall", "umls_f1"}
+  )
+  make_metrics(sorted(plain))

@@ -116,7 +116,7 @@ def test_a_config_file_gets_the_weights_of_a_run(workdir, slake, results, tmp_pa
   [
     (["--tasks=slake_en/oficial"], "unknown task 'slake_en/oficial'; did you mean 'slake_en/off"),
     (["--tasks=slake_en/official"], "is about slake_en: give its prepared folder, --data slake_en"),
-    (["--data", "slake_en"], "--data slake_en needs a value"),
+    (["--tasks=slake_en/official", "--data", "slake_en"], "--data slake_en needs a value"),
     (["--tasks=slake_zh/official", "--data", "slake_zh={slake}"], "that folder is of slake_en"),
     (["--tasks=slake_en/official", "--set", "shots=3"], "unknown field of an evaluation 'shots'"),
     (["--set", "num_shots=1"], "--set num_shots=1 is for --tasks"),

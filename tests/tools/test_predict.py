@@ -31,7 +31,8 @@ def ask(workdir, images, *flags):
 
 def test_the_answer_its_end_and_the_choices(workdir, images, capsys):
   example = ["--example", str(images / "0.png"), "Colour?", "red"]
-  assert ask(workdir, images, "--choices", "red, blue", *example, "--constrained") == 0
+  held = ["--constrained", "--decoding", "max_new_tokens=8"]
+  assert ask(workdir, images, "--choices", "red, blue", *example, *held) == 0
   answer, stop, head, red, blue = capsys.readouterr().out.splitlines()
   assert answer.split() in (["answer", "red"], ["answer", "blue"])
   assert stop.startswith("stop    stop") or stop == "stop    length"
@@ -74,7 +75,7 @@ def test_support_of_a_manifest(workdir, images, capsys):
     (["--support", "no.jsonl"], "--support no.jsonl"),
     (["--step", "9"], "no complete checkpoint of step 9"),
     (["--config.seed=1"], "has its config; use --config=FILE.py"),
-    (["--choice=a"], "unknown argument --choice=a"),
+    (["--choice=a"], "unrecognized arguments: --choice=a"),
   ],
 )
 def test_mistakes_are_one_line(workdir, images, flags, message, capsys):
