@@ -71,7 +71,10 @@ LAYERS = {
   "main": ("config", "trainer", "utils"),
 }
 # What may be imported inside a function alone, when the cheap checks are done.
-DEFERRED = {"config": ("data", "evals", "models", "optim", "peft")}
+DEFERRED = {
+  "config": ("data", "evals", "models", "optim", "peft"),
+  "metrics": ("metrics.bertscore",),
+}
 # A package that only one module may import, and packages that a part may not import.
 ONLY = {"orbax": "medflax.checkpoint"}
 NEVER = {

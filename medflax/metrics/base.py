@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from medflax.metrics.intervals import Measurement, Statistic, bootstrap, bootstrap_of
 from medflax.utils import UserError
 
 Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], Float[np.ndarray, " n"]]
-CorpusScorer = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
+ChoiceScorer = Callable[
+  [Sequence[str], Sequence[Sequence[str]], Sequence[Sequence[str]]], Float[np.ndarray, " n"]
+]
+# What a set scores, by its samples' indices, so that resamples of them are cheap.
+SetScorer = Callable[[Sequence[str], Sequence[Sequence[str]]], Statistic]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,51 +25,90 @@ class Metric:
 
   Attributes:
     version: goes up when the same answers may score otherwise.
-    per_sample: the number of every sample.
-    of_corpus: the field's number of the whole set where it is not the mean of the samples'.
+    per_sample: the number of every sample; `with_choices`: of the offered choices too.
+    of_set: the field's number of the whole set where it is not the mean of the samples'.
     package: the distribution that computes it, whose version is part of the signature.
+    source: the user's file that scores depend on, as the signature names it.
+    with_choices: whether answers are read by the choices that the questions offer.
   """
 
   version: int
-  per_sample: Scorer
-  of_corpus: CorpusScorer | None = None
+  per_sample: Scorer | ChoiceScorer
+  of_set: SetScorer | None = None
   package: str = ""
+  source: str = ""
+  with_choices: bool = False
 
   def samples(
-    self, predictions: Sequence[str], references: Sequence[Sequence[str]]
+    self,
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    choices: Sequence[Sequence[str]] = (),
   ) -> Float[np.ndarray, " n"]:
     """One float64 for each prediction.
 
+    Args:
+      choices: of every question, in order; metrics that need none take no notice.
+
     Raises:
-      UserError: if a prediction has no reference, or `package` is not installed.
+      UserError: if a prediction has no reference or, where they are needed, no choices, or if
+        `package` is not installed.
     """
     _check(predictions, references)
-    return self._run(self.per_sample, predictions, references)
+    if not self.with_choices:
+      return self._run(self.per_sample, predictions, references)
+    _check_choices(predictions, choices)
+    return self._run(self.per_sample, predictions, references, choices)
 
-  def corpus(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+  def corpus(
+    self,
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    choices: Sequence[Sequence[str]] = (),
+  ) -> float:
     """The number of the whole set.
 
     Raises:
       UserError: if there is nothing to score, or as `samples` does.
     """
+    _check_some(predictions)
+    if self.of_set is None:
+      return float(self.samples(predictions, references, choices).mean())
     _check(predictions, references)
-    if not predictions:
-      raise UserError("nothing to score: 0 predictions; check the task, the split and the filters")
-    if self.of_corpus is None:
-      return float(self.samples(predictions, references).mean())
-    return self._run(self.of_corpus, predictions, references)
+    return float(self._run(self.of_set, predictions, references)(np.arange(len(predictions))))
+
+  def measure(
+    self,
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    groups: Sequence[str],
+    *,
+    seed: int,
+    choices: Sequence[Sequence[str]] = (),
+  ) -> Measurement:
+    """`corpus` with its interval; `groups` and `seed` as of `intervals.bootstrap`.
+
+    Raises:
+      UserError: as `corpus` does.
+    """
+    _check_some(predictions)
+    if self.of_set is None:
+      return bootstrap(self.samples(predictions, references, choices), groups, seed=seed)
+    _check(predictions, references)
+    return bootstrap_of(self._run(self.of_set, predictions, references), groups, seed=seed)
 
   @property
   def signature(self) -> str:
-    """The version of the metric and of its package, to be kept beside every number.
+    """The version of the metric, its package's and its source, to be kept beside every number.
 
     Raises:
       UserError: if `package` is not installed.
     """
-    if not self.package:
-      return f"v{self.version}"
+    parts = [f"v{self.version}", *filter(None, [self.source])]
     try:
-      return f"v{self.version}, {self.package} {importlib.metadata.version(self.package)}"
+      if self.package:
+        parts.append(f"{self.package} {importlib.metadata.version(self.package)}")
+      return ", ".join(parts)
     except importlib.metadata.PackageNotFoundError as error:
       raise self._missing(error) from None
 
@@ -93,9 +137,36 @@ def best_of(score: Callable[[str, str], float]) -> Scorer:
   return samples
 
 
+def of_totals(
+  counts: Callable[[Sequence[str], Sequence[Sequence[str]]], Float[np.ndarray, "n k"]],
+  score: Callable[[Float[np.ndarray, " k"]], float],
+) -> SetScorer:
+  """What a set scores whose counts add up over its samples."""
+
+  def of_set(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Statistic:
+    table = counts(predictions, references)
+    return lambda rows: float(score(table[rows].sum(axis=0)))
+
+  return of_set
+
+
 def words(text: str) -> list[str]:
   """Lower-case words between white space, punctuation attached."""
   return text.lower().split()
+
+
+def _check_some(predictions: Sequence[str]) -> None:
+  if not predictions:
+    raise UserError("nothing to score: 0 predictions; check the task, the split and the filters")
+
+
+def _check_choices(predictions: Sequence[str], choices: Sequence[Sequence[str]]) -> None:
+  if len(choices) != len(predictions) or not all(choices):
+    without = sum(not offered for offered in choices) or len(predictions)
+    raise UserError(
+      f"{without} of {len(predictions)} questions have no choices to match answers with; "
+      "keep those that have some (`where`), or drop this metric"
+    )
 
 
 def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:

@@ -4,6 +4,7 @@ Numbers from different implementations cannot be compared: they differ in words,
 what an empty count gives. An empty prediction scores 0 in all.
 """
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from medflax.metrics.base import words
+from medflax.metrics.intervals import Statistic
 
 
 def nltk_samples(
@@ -28,36 +30,52 @@ def nltk_samples(
     smoothed: 0.1 for a count of 0 (Chen and Cherry 2014, method 1). Without it a short answer
       that has no 4-gram in common scores some 1e-78, as in much published code.
   """
-  pairs = zip(predictions, references, strict=True)
-  scores = [nltk_corpus([p], [rs], order=order, smoothed=smoothed) for p, rs in pairs]
+  from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu  # an extra
+
+  smoothing = SmoothingFunction()
+  scores = []
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of counts that are 0, once for each answer
+    for prediction, texts in zip(predictions, references, strict=True):
+      score = sentence_bleu(
+        [words(text) for text in texts],
+        words(prediction),
+        [1 / order] * order,
+        smoothing.method1 if smoothed else smoothing.method0,
+      )
+      scores.append(score)
   return np.array(scores, np.float64)
 
 
-def nltk_corpus(
-  predictions: Sequence[str],
-  references: Sequence[Sequence[str]],
-  *,
-  order: int,
-  smoothed: bool = False,
-) -> float:
-  """NLTK's corpus BLEU of lower-case words, 0 to 1: n-grams are counted over the whole set.
+def nltk_counts(
+  predictions: Sequence[str], references: Sequence[Sequence[str]], *, order: int
+) -> Float[np.ndarray, "n counts"]:
+  """N-grams right and there are, for every order; the lengths of prediction and reference."""
+  from nltk.translate.bleu_score import closest_ref_length, modified_precision
+
+  rows = []
+  for prediction, texts in zip(predictions, references, strict=True):
+    tokens, theirs = words(prediction), [words(text) for text in texts]
+    shares = [modified_precision(theirs, tokens, n) for n in range(1, order + 1)]
+    right, there = [x.numerator for x in shares], [x.denominator for x in shares]
+    rows.append([*right, *there, len(tokens), closest_ref_length(theirs, len(tokens))])
+  return np.array(rows, np.float64).reshape(-1, 2 * order + 2)
+
+
+def nltk_score(totals: Float[np.ndarray, " counts"]) -> float:
+  """NLTK's corpus BLEU of the sums of `nltk_counts`, 0 to 1.
 
   It takes an answer of fewer than n words to have one n-gram, a wrong one: with short answers
   its numbers are lower than COCO's.
   """
-  from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu  # an extra
+  from nltk.translate.bleu_score import brevity_penalty
 
-  smoothing = SmoothingFunction()
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of counts that are 0, once for each answer
-    return float(
-      corpus_bleu(
-        [[words(text) for text in texts] for texts in references],
-        [words(text) for text in predictions],
-        [1 / order] * order,
-        smoothing.method1 if smoothed else smoothing.method0,
-      )
-    )
+  order = len(totals) // 2 - 1
+  right, there, (ours, theirs) = np.split(totals, [order, 2 * order])
+  if not right[0]:
+    return 0.0
+  shares = np.where(right > 0, right / there, sys.float_info.min)
+  return float(brevity_penalty(int(theirs), int(ours)) * np.exp(np.log(shares).mean()))
 
 
 def sacrebleu(*, effective_order: bool = False, lowercase: bool = False) -> Any:
@@ -89,12 +107,17 @@ def sacre_samples(
   return np.array([metric.sentence_score(p, list(rs)).score for p, rs in pairs], np.float64)
 
 
-def sacre_corpus(
+def sacre_set(
   scorer: Callable[[], Any], predictions: Sequence[str], references: Sequence[Sequence[str]]
-) -> float:
+) -> Statistic:
   """The score of the whole set, whose samples may have different numbers of references."""
   streams = [
     [texts[index] if index < len(texts) else None for texts in references]
     for index in range(max(map(len, references)))
   ]
-  return float(scorer().corpus_score(list(predictions), streams).score)
+  metric = scorer()
+  # What the package itself does to resample: its public methods count all samples every time.
+  counts = np.array(metric._extract_corpus_statistics(list(predictions), streams))
+  return lambda rows: float(
+    metric._compute_score_from_stats(counts[rows].sum(axis=0).tolist()).score
+  )

@@ -42,12 +42,16 @@ MATCHES: dict[str, Match] = {"choice_similarity": by_similarity, "choice_letter"
 def choice_scores(
   match: Match,
   predictions: Sequence[str],
-  labels: Sequence[str],
+  references: Sequence[Sequence[str]],
   choices: Sequence[Sequence[str]],
 ) -> Float[np.ndarray, " n"]:
-  """1 where the prediction means the choice that the label means by the same rule, else 0."""
+  """1 where the prediction means a right choice, else 0.
+
+  A choice is right if a reference is that choice, or else means it by the same rule.
+  """
   scores = []
-  for prediction, label, offered in zip(predictions, labels, choices, strict=True):
+  for prediction, texts, offered in zip(predictions, references, choices, strict=True):
+    right = [offered.index(t) if t in offered else match(t, offered) for t in texts]
     found = match(prediction, offered)
-    scores.append(float(found is not None and found == match(label, offered)))
+    scores.append(float(found is not None and found in right))
   return np.array(scores, np.float64)

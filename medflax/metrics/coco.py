@@ -25,15 +25,12 @@ def bleu_samples(
   predictions: Sequence[str], references: Sequence[Sequence[str]], *, order: int
 ) -> Float[np.ndarray, " n"]:
   """BLEU of n-grams up to `order`, 0 to 1, against the reference of the closest length."""
-  return _bleu(_bleu_counts(predictions, references))[:, order - 1]
+  return _bleu(bleu_counts(predictions, references))[:, order - 1]
 
 
-def bleu_corpus(
-  predictions: Sequence[str], references: Sequence[Sequence[str]], *, order: int
-) -> float:
-  """BLEU with n-grams and lengths counted over the whole set."""
-  counts = _bleu_counts(predictions, references).sum(axis=0, keepdims=True)
-  return float(_bleu(counts)[0, order - 1])
+def bleu_score(totals: Float[np.ndarray, " counts"], *, order: int) -> float:
+  """BLEU with n-grams and lengths counted over the whole set: of the sums of `bleu_counts`."""
+  return float(_bleu(totals[None])[0, order - 1])
 
 
 def cider(
@@ -95,7 +92,7 @@ def _ngrams(tokens: Sequence[str]) -> Counts:
   )
 
 
-def _bleu_counts(
+def bleu_counts(
   predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> Float[np.ndarray, "n counts"]:
   """N-grams in common and there are, for every order; the lengths of prediction and reference."""

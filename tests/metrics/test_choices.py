@@ -46,8 +46,14 @@ def test_letter(answer, index):
 
 
 def test_scores_compare_by_one_rule():
-  predictions, labels = ["C", "x", "left"], ["C:left lung", "", "C"]
-  letters = choice_scores(MATCHES["choice_letter"], predictions, labels, [PMC] * 3)
-  assert letters.tolist() == [1, 0, 0]
-  similar = choice_scores(MATCHES["choice_similarity"], ["left"], ["C:left lung"], [PMC])
+  predictions, labels = ["C", "x", "left", "A"], [["C:left lung"], [""], ["C"], ["D", "A"]]
+  letters = choice_scores(MATCHES["choice_letter"], predictions, labels, [PMC] * 4)
+  assert letters.tolist() == [1, 0, 0, 1]
+  similar = choice_scores(MATCHES["choice_similarity"], ["left"], [["C:left lung"]], [PMC])
   assert similar.tolist() == [1]
+
+
+def test_a_reference_that_is_a_choice_needs_no_rule():
+  plain = ["heart", "left lung"]
+  scores = choice_scores(MATCHES["choice_letter"], ["B", "A"], [["left lung"]] * 2, [plain] * 2)
+  assert scores.tolist() == [1, 0]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medflax.metrics import bleu, coco
+from medflax.metrics.scorers import METRICS
 
 WORD = st.sampled_from(["the", "left", "lung", "is", "café", "№2"])
 ANSWER = st.lists(WORD, max_size=8).map(" ".join)
@@ -33,9 +34,9 @@ def test_bleu_is_nltks_where_every_count_is_positive(pairs, order):
   positive = theirs > 1e-50
   np.testing.assert_allclose(ours[positive], theirs[positive], atol=1e-6)
   assert (ours[~positive] < 0.2).all()
-  whole = bleu.nltk_corpus(predictions, references, order=order)
+  whole = METRICS[f"bleu{order}"].corpus(predictions, references)
   if whole > 1e-50 and all(len(p.split()) >= order for p in predictions):
-    got = coco.bleu_corpus(predictions, references, order=order)
+    got = METRICS[f"coco_bleu{order}"].corpus(predictions, references)
     assert got == pytest.approx(whole, abs=1e-6)
 
 

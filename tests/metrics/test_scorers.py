@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from medflax.metrics.base import Metric
 from medflax.metrics.rouge import rouge
-from medflax.metrics.scorers import METRICS
+from medflax.metrics.scorers import METRICS, make_metrics
 from medflax.utils import UserError
 
 WORD = st.sampled_from(["the", "left", "Lung.", "lungs", "is", "naïve", "№2", "肺炎", "3.5", "."])
@@ -18,8 +18,21 @@ PAIRS = st.lists(
   st.tuples(ANSWER, st.lists(ANSWER, min_size=1, max_size=3)), min_size=1, max_size=4
 )
 TOP = {"cider": 10} | dict.fromkeys(("sacrebleu", "sacrebleu_lowercase", "chrf"), 100)
-OF_NOTHING = {"exact_match", "token_precision", "token_recall", "token_f1", "coco_rougeL"}
+OF_NOTHING = {
+  *("exact_match", "token_precision", "token_recall", "token_f1", "coco_rougeL", "accuracy"),
+  *("label_f1", "macro_f1", "micro_f1", "vqa_accuracy", "vqa_med_accuracy", "vqa_med_bleu"),
+}
+# They read answers by the choices, and score the first choice below 1 at times.
+BY_CHOICES = {name for name, metric in METRICS.items() if metric.with_choices}
 slowly = settings(max_examples=30, deadline=None)
+
+
+def asked(name, predictions, references):
+  """What the metric needs: ten annotators, or choices."""
+  if name == "vqa_accuracy":
+    references = [(texts * 10)[:10] for texts in references]
+  choices = [(*texts, "another") for texts in references]
+  return predictions, references, choices
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -28,29 +41,33 @@ def test_scores_are_in_range_and_of_every_sample(name):
   @given(PAIRS)
   def check(pairs):
     predictions, references = map(list, zip(*pairs, strict=True))
+    predictions, references, choices = asked(name, predictions, references)
     metric = METRICS[name]
-    scores = metric.samples(predictions, references)
+    scores = metric.samples(predictions, references, choices)
     top = TOP.get(name, 1) * (1 + 1e-9)
     assert scores.dtype == np.float64 and scores.shape == (len(pairs),)
     assert ((scores >= 0) & (scores <= top)).all()
-    assert 0 <= metric.corpus(predictions, references) <= top
+    # Where no reference names a class there is no F1 of classes.
+    if name not in ("macro_f1", "micro_f1"):
+      assert 0 <= metric.corpus(predictions, references, choices) <= top
     if name != "cider":  # a sample's score is of this sample alone
-      alone = metric.samples(predictions[:1], references[:1])
+      alone = metric.samples(predictions[:1], references[:1], choices[:1])
       assert alone[0] == scores[0]
 
   check()
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", sorted(METRICS.keys() - BY_CHOICES))
 def test_empty_answers(name):
-  scores = METRICS[name].samples(["", "", "left lung", "x"], [["left lung"], [""], [""], ["y"]])
+  answers = asked(name, ["", "", "left lung", "x"], [["left lung"], [""], [""], ["y"]])
+  scores = METRICS[name].samples(*answers)
   assert scores == pytest.approx([0, float(name in OF_NOTHING), 0, 0], abs=1e-8)
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", sorted(METRICS.keys() - BY_CHOICES))
 def test_very_long_answers(name):
   long = " ".join(f"w{i % 97}" for i in range(600))
-  scores = METRICS[name].samples([long, long], [[long], ["other"]])
+  scores = METRICS[name].samples(*asked(name, [long, long], [[long], ["other"]]))
   assert scores[0] == pytest.approx(scores.max()) and scores[0] > 0 and scores[1] < 0.02
 
 
@@ -59,6 +76,40 @@ def test_no_samples(name):
   assert METRICS[name].samples([], []).shape == (0,)
   with pytest.raises(UserError, match="nothing to score: 0 predictions"):
     METRICS[name].corpus([], [])
+
+
+OF_SETS = sorted(name for name, metric in METRICS.items() if metric.of_set)
+
+
+@pytest.mark.parametrize("name", ["exact_match", *OF_SETS])
+def test_measured_numbers_are_the_corpus_with_an_interval(name):
+  words = ["left lung", "right lung", "no", "the heart is large", "a very large left lung"]
+  rng = np.random.default_rng(0)
+  texts = [words[i] for i in rng.integers(5, size=40)]
+  predictions = [t if rng.random() < 0.7 else words[rng.integers(5)] for t in texts]
+  references, groups = [[text] for text in texts], [f"{i // 2}" for i in range(40)]
+  metric = METRICS[name]
+  measured = metric.measure(predictions, references, groups, seed=0)
+  assert measured.value == pytest.approx(metric.corpus(predictions, references))
+  assert measured.ci95[0] < measured.value < measured.ci95[1] and measured.n == 40
+  if metric.of_set:  # of resampled samples it is the number of the set that they are
+    rows = rng.integers(40, size=40)
+    again = metric.corpus([predictions[i] for i in rows], [references[i] for i in rows])
+    resampled = metric.of_set(predictions, references)(rows)
+    # Classes that the whole set has and the resample has not are left out in both.
+    assert resampled == pytest.approx(again)
+
+
+def test_answers_are_matched_with_choices():
+  choices = [["left lung", "heart"]] * 3
+  predictions, references = ["B", "the left lungs", ""], [["heart"], ["left lung"], ["heart"]]
+  similar = METRICS["choice_similarity"].samples(predictions, references, choices)
+  letters = METRICS["choice_letter"].samples(predictions, references, choices)
+  assert similar.tolist() == [0, 1, 0] and letters.tolist() == [1, 0, 0]
+  with pytest.raises(UserError, match="3 of 3 questions have no choices"):
+    METRICS["choice_letter"].samples(predictions, references)
+  with pytest.raises(UserError, match="1 of 3 questions have no choices"):
+    METRICS["choice_letter"].corpus(predictions, references, [*choices[:2], []])
 
 
 @slowly
@@ -125,6 +176,33 @@ def test_the_best_reference_counts():
 def test_signatures_name_the_library():
   assert METRICS["exact_match"].signature == "v1"
   assert METRICS["rouge1"].signature.startswith("v1, rouge-score 0.")
+
+
+def test_metrics_with_files(tmp_path):
+  lexicon = tmp_path / "terms.tsv"
+  lexicon.write_text("left lung\tC1\nlung\tC2\nheart\tC3\n")
+  made = make_metrics(["umls_recall", "exact_match", "umls_f1"], umls_lexicon=str(lexicon))
+  assert list(made) == ["umls_recall", "exact_match", "umls_f1"]
+  predictions, references = ["Left lung, heart."], [["the left lung", "heart and lung"]]
+  assert made["umls_recall"].samples(predictions, references).tolist() == [1]
+  assert made["umls_f1"].samples(predictions, references) == pytest.approx(2 / 3)
+  assert made["umls_f1"].signature.startswith("v1, terms.tsv ")
+  assert make_metrics(["bert_sim"], bert_model="some/roberta:17")["bert_sim"].signature == (
+    "v1, roberta layer 17"
+  )
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("exact_matsch", "unknown metric 'exact_matsch'; did you mean 'exact_match'"),
+    ("umls_f1", "umls_lexicon=FILE"),
+    ("bert_sim", "bert_model=FOLDER:LAYER, not ''"),
+  ],
+)
+def test_what_cannot_be_made_says_so(name, message):
+  with pytest.raises(UserError, match=message):
+    make_metrics([name])
 
 
 def test_what_cannot_be_scored_says_so():
