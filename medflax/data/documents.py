@@ -169,8 +169,9 @@ class Dataset(Protocol):
 class Prompt:
   """How an episode reads: templates whose fields are filled per sample.
 
-  A field is `{question}`, `{answer}`, `{media}` (what `media` makes of each media item), any key
-  of the sample's record, such as `{caption}`, or a special token by name, such as `{</s>}`. The
+  A field is `{question}`, `{answer}`, `{media}` (what `media` makes of each media item),
+  `{choices}` ("A: left B: right"), any key of the sample's record, such as `{caption}`, or a
+  special token by name, such as `{</s>}`. The
   default is Med-Flamingo's prompt (snap-stanford/med-flamingo, demo) without its instruction.
 
   Attributes:
@@ -226,6 +227,9 @@ class Prompt:
     self, template: str, sample: Sample, loss: bool, media: Sequence[Segment]
   ) -> list[Segment]:
     values = {**sample.meta, "question": sample.question, "answer": sample.answer}
+    if sample.choices:
+      lettered = zip(string.ascii_uppercase, sample.choices, strict=False)
+      values["choices"] = " ".join(f"{letter}: {choice}" for letter, choice in lettered)
     segments: list[Segment] = []
     text = ""
     for literal, field in _fields(getattr(self, template)):

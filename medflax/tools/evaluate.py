@@ -163,7 +163,8 @@ def _check_name(name: str, path: pathlib.Path) -> None:
 
 
 def _pairs(texts: Sequence[str], flag: str) -> dict[str, str]:
-  pairs = dict(text.partition("=")[::2] for text in texts)
+  split = [text.partition("=") for text in texts]
+  pairs = {name: value for name, _, value in split}
   for name, value in pairs.items():
     if not value:
       raise UserError(f"{flag} {name} needs a value: {flag} {name}=VALUE")

@@ -93,6 +93,12 @@ def test_a_prompt_says_where_media_and_special_tokens_stand(fields, want):
   assert written(Prompt(**fields), caption="a dot, 3 mm") == want
 
 
+def test_a_prompt_lists_choices_by_letters():
+  sample = Sample("s1", (), "which?", "left", Source("d", "1", "test"), choices=("left", "right"))
+  [text] = Prompt(question="{question} {choices}:").question_segments(sample)
+  assert text == Text("which? A: left B: right:")
+
+
 def test_a_field_that_the_record_lacks_is_named():
   with pytest.raises(UserError, match=r"prompt\.question has \{caption\}, .* sample 's1' lacks"):
     written(Prompt(question="{caption}"))
