@@ -26,7 +26,7 @@ class Metric:
   Attributes:
     version: goes up when the same answers may score otherwise.
     per_sample: the number of every sample; `with_choices`: of the offered choices too.
-    of_set: the field's number of the whole set where it is not the mean of the samples'.
+    of_corpus: the field's number of the whole set where it is not the mean of the samples'.
     package: the distribution that computes it, whose version is part of the signature.
     source: the user's file that scores depend on, as the signature names it.
     with_choices: whether answers are read by the choices that the questions offer.
@@ -34,7 +34,7 @@ class Metric:
 
   version: int
   per_sample: Scorer | ChoiceScorer
-  of_set: SetScorer | None = None
+  of_corpus: SetScorer | None = None
   package: str = ""
   source: str = ""
   with_choices: bool = False
@@ -72,10 +72,10 @@ class Metric:
       UserError: if there is nothing to score, or as `samples` does.
     """
     _check_some(predictions)
-    if self.of_set is None:
+    if self.of_corpus is None:
       return float(self.samples(predictions, references, choices).mean())
     _check(predictions, references)
-    return float(self._run(self.of_set, predictions, references)(np.arange(len(predictions))))
+    return float(self._run(self.of_corpus, predictions, references)(np.arange(len(predictions))))
 
   def measure(
     self,
@@ -92,10 +92,10 @@ class Metric:
       UserError: as `corpus` does.
     """
     _check_some(predictions)
-    if self.of_set is None:
+    if self.of_corpus is None:
       return bootstrap(self.samples(predictions, references, choices), groups, seed=seed)
     _check(predictions, references)
-    return bootstrap_of(self._run(self.of_set, predictions, references), groups, seed=seed)
+    return bootstrap_of(self._run(self.of_corpus, predictions, references), groups, seed=seed)
 
   @property
   def signature(self) -> str:

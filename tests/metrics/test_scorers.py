@@ -78,7 +78,7 @@ def test_no_samples(name):
     METRICS[name].corpus([], [])
 
 
-OF_SETS = sorted(name for name, metric in METRICS.items() if metric.of_set)
+OF_SETS = sorted(name for name, metric in METRICS.items() if metric.of_corpus)
 
 
 @pytest.mark.parametrize("name", ["exact_match", *OF_SETS])
@@ -92,10 +92,10 @@ def test_measured_numbers_are_the_corpus_with_an_interval(name):
   measured = metric.measure(predictions, references, groups, seed=0)
   assert measured.value == pytest.approx(metric.corpus(predictions, references))
   assert measured.ci95[0] < measured.value < measured.ci95[1] and measured.n == 40
-  if metric.of_set:  # of resampled samples it is the number of the set that they are
+  if metric.of_corpus:  # of resampled samples it is the number of the set that they are
     rows = rng.integers(40, size=40)
     again = metric.corpus([predictions[i] for i in rows], [references[i] for i in rows])
-    resampled = metric.of_set(predictions, references)(rows)
+    resampled = metric.of_corpus(predictions, references)(rows)
     # Classes that the whole set has and the resample has not are left out in both.
     assert resampled == pytest.approx(again)
 
