@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from medflax.models.reading import Read
@@ -71,7 +72,7 @@ class MaskedVLM(VLM, kw_only=True):
     self,
     tokens: Int[Array, "b t"],
     read: Float[Array, "b length vocab"],
-    seen: Bool[Array, "#b t n"],
+    seen: Bool[Array | np.ndarray, "#b t n"],
   ) -> tuple[Float[Array, "b t vocab"], Float[Array, "b length vocab"]]:
     """The logits of the places behind the tokens; what the tokens are changes nothing."""
     place = jnp.broadcast_to(seen.sum(-1), tokens.shape)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from medflax.models.attention import causal_mask, media_mask
@@ -163,7 +164,7 @@ class VLM(nn.Module):
     return logits, read
 
   def extend(
-    self, tokens: Int[Array, "b t"], read: Read, seen: Bool[Array, "#b t n"]
+    self, tokens: Int[Array, "b t"], read: Read, seen: Bool[Array | np.ndarray, "#b t n"]
   ) -> tuple[Float[Array, "b t vocab"], Read]:
     """Appends tokens to what was read; returns their logits too.
 

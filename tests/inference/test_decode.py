@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax.core import freeze, meta
 
-from medflax.inference import decode
+from medflax.inference import decode, decoding
 from medflax.inference.decode import generate, postprocess
 from medflax.models import build_model
 
@@ -159,9 +159,9 @@ def test_one_token_at_most(model_and_params):
 def test_equal_shapes_share_a_program(model_and_params):
   model, params = model_and_params
   run(model, params, prompts(ROWS, NUM_MEDIA))
-  before = generate._cache_size()
+  before = decode.read_prompts._cache_size(), decoding._one_by_one._cache_size()
   run(build_model(freeze(CONFIG)), params, prompts(ROWS[::-1], NUM_MEDIA[::-1]), stop_ids=(7,))
-  assert generate._cache_size() == before
+  assert (decode.read_prompts._cache_size(), decoding._one_by_one._cache_size()) == before
 
 
 def test_fetch_is_the_array():
