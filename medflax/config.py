@@ -279,6 +279,8 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
   for name, section in _plain(config)["peft"].items():
     peft.make(section, f"config.peft.{name}")
   pick(data.DATASETS, config.data.source, "config.data.source")
+  if config.data.exclude and config.data.source == "phantom":
+    raise UserError("config.data.exclude is for real data; generated samples have no lasting ids")
   for name, section in _plain(config.data.sources).items():
     for field, value in section.items():
       _check_type(value, pick(SOURCE_FIELDS, field, f"field of config.data.sources.{name}"), field)

@@ -50,7 +50,7 @@ def base_config(name: str, variant: str) -> ConfigDict:
     answer_tokens=0,  # a shorter answer's end is repeated up to these; 0: it is there once
     media_rule="prev_image",  # or "next_image", "all_prev"
     num_workers=0,
-    packing_bins=32,  # rows that are packed together; more waste less
+    packing_bins=64,  # rows that are packed together; more waste less
     shards=-1,  # of the documents; -1: one a process, whose number is then that of the whole run
   )
   config.model = dict(
@@ -129,6 +129,7 @@ def phantom_scale(config: ConfigDict) -> None:
   """About a minute on two CPU cores, everything learnt from scratch."""
   config.data.max_tokens = 128
   config.data.max_media = dict(image=4, volume=0)
+  config.data.packing_bins = 32
   config.train.num_steps = 200
   config.checkpoint.every = 100
 

@@ -32,7 +32,7 @@ from medflax.inference.decoding import make_decoder
 from medflax.inference.features import MediaFeatures, embed_with
 from medflax.metrics.intervals import Measurement
 from medflax.metrics.likelihood import LIKELIHOOD_METRICS
-from medflax.metrics.scorers import METRICS
+from medflax.metrics.scorers import make_metrics
 from medflax.metrics.text import normalise
 from medflax.utils import UserError, pick
 
@@ -61,7 +61,7 @@ class Settings:
     constrained: answers are held to the candidates.
     metrics: of the answers, names that `metrics.scorers.make_metrics` knows, or of the
       candidates' likelihoods, names in `metrics.likelihood.LIKELIHOOD_METRICS`.
-    bert_model, umls_lexicon: what some metrics need: a folder and a file.
+    bert_model, umls_lexicon: what some metrics need: "FOLDER:LAYER" and a file.
     controls: which of `CONTROLS` to run.
     num_pictured: questions at each number of shots whose media are saved as pictures.
     slice_by: keys, "task" or those of `Sample.meta`, each of whose values is reported by itself
@@ -122,9 +122,10 @@ class FewshotVQA:
     self._weighed = {
       name: LIKELIHOOD_METRICS[name] for name in settings.metrics if name in LIKELIHOOD_METRICS
     }
-    others = [name for name in settings.metrics if name not in self._weighed]
-    base.check_names(name, "metrics", others, METRICS)
-    self._metrics = {metric: METRICS[metric] for metric in others}
+    others = [metric for metric in settings.metrics if metric not in self._weighed]
+    with base.named(f"{field}.metrics"):
+      files = dict(bert_model=settings.bert_model, umls_lexicon=settings.umls_lexicon)
+      self._metrics = make_metrics(others, **files)
     self._candidates = self._read_candidates(f"{field}.candidates")
     for what, needs in {
       "constrained": settings.constrained,

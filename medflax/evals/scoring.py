@@ -9,12 +9,11 @@ import numpy as np
 
 from medflax.evals.trials import Trial
 from medflax.metrics.base import Metric
-from medflax.metrics.intervals import Measurement, across_seeds, bootstrap, bootstrap_of
+from medflax.metrics.intervals import Measurement, across_seeds, bootstrap
 from medflax.metrics.likelihood import LikelihoodMetric, Likelihoods
 from medflax.metrics.text import exact_match, normalise
 
 MAX_SLICES = 20
-CORPUS_RESAMPLES = 200  # of a metric of the whole set, which is dear to compute
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +21,7 @@ log = logging.getLogger(__name__)
 def score(trials: Sequence[Trial], metrics: Mapping[str, Metric]) -> None:
   """Fills in every trial's `scores`."""
   for name, metric in metrics.items():
-    values = metric.samples(*answers(trials))
+    values = metric.samples(*answers(trials), [t.episode.query.choices for t in trials])
     for trial, value in zip(trials, values, strict=True):
       trial.scores[name] = float(value)
 
@@ -136,8 +135,7 @@ def _numbers(
     if metric.of_corpus is None:
       found[name] = bootstrap([trial.scores[name] for trial in trials], groups, seed=seed)
     else:
-      of = lambda rows, m=metric: m.corpus(*answers([trials[i] for i in rows]))
-      found[name] = bootstrap_of(of, groups, seed=seed, num_resamples=CORPUS_RESAMPLES)
+      found[name] = metric.measure(*answers(trials), groups, seed=seed)
   questions = likelihoods(trials, length_normalised) if weighed else []
   for name, metric in weighed.items():
     if (measurement := metric.measure(questions, groups, seed=seed)) is not None:
