@@ -5,14 +5,14 @@ the answer given; the highest is the confidence.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from medflax.metrics.intervals import Measurement, Statistic, bootstrap, bootstrap_of
-from medflax.metrics.text import normalise
+from medflax.metrics.text import exact_match, normalise
 
 BINS = 15  # of ECE, equally wide, as Guo et al. have them
 
@@ -26,6 +26,14 @@ class Likelihoods(NamedTuple):
   choices: tuple[str, ...]
   probabilities: Float[np.ndarray, " c"]
   answer: int
+
+
+def from_candidates(candidates: Sequence[Mapping[str, Any]], answer: str) -> Likelihoods:
+  """Of the "candidates" of a line in samples.jsonl, which have "text" and "probability"."""
+  choices = tuple(candidate["text"] for candidate in candidates)
+  right = (index for index, text in enumerate(choices) if exact_match(text, answer))
+  probabilities = np.array([candidate["probability"] for candidate in candidates], np.float64)
+  return Likelihoods(choices, probabilities, next(right, -1))
 
 
 class Bin(NamedTuple):

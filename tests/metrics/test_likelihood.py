@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from medflax.metrics.likelihood import (
   LIKELIHOOD_METRICS,
   Likelihoods,
+  from_candidates,
   reliability,
   risk_coverage,
 )
@@ -75,6 +76,17 @@ def test_calibration_is_read_in_bins():
   assert (low.n, low.confidence, low.accuracy) == (2, pytest.approx(0.7), 1)
   assert (high.low, high.high, high.n) == (pytest.approx(0.8), pytest.approx(0.9), 2)
   assert value("ece", yes_no((1.0, True))) == 0
+
+
+def test_lines_of_answers_are_read():
+  candidates = [dict(text="Left", probability=0.2), dict(text="right", probability=0.8)]
+  read = from_candidates(candidates, "right.")
+  assert (read.choices, read.probabilities.tolist(), read.answer) == (
+    ("Left", "right"),
+    [0.2, 0.8],
+    1,
+  )
+  assert from_candidates(candidates, "both").answer == -1
 
 
 def test_several_classes_are_one_against_the_rest():
