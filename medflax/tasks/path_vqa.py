@@ -7,8 +7,8 @@ TASKS = {
   "path_vqa/official": Task(
     data="path_vqa",
     source="He et al. 2020 (arXiv 2003.10286), experiments: accuracy of yes and no, exact match, "
-    "F1 and BLEU of the others; what its code calls exact match is token_precision",
-    metrics=("exact_match", "token_precision", "token_f1", "bleu1", "bleu2", "bleu3"),
+    "F1 and BLEU of the others; what its code calls exact match is pathvqa_exact",
+    metrics=("exact_match", "pathvqa_exact", "pathvqa_f1", "bleu1", "bleu2", "bleu3"),
     slice_by=("answer_type",),
   ),
   "path_vqa/med_flamingo": Task(

@@ -19,10 +19,10 @@ MED_FLAMINGO: dict[str, Any] = dict(
 )
 
 # van Sonsbeek et al. 2023, "Open-ended medical VQA through prefix tuning" (arXiv 2303.05977), and
-# its code's beam search, which keeps finished beams among the rest.
+# its code: finished beams stay among the rest, and its BLEU-1 is that of characters.
 PREFIX_TUNING: dict[str, Any] = dict(
   decoding=dict(type="beam", num_beams=5, ranking="among", max_new_tokens=20),
-  metrics=("bleu1", "bert_sim", "token_f1", "exact_match"),
+  metrics=("bleu1", "bleu1_char", "bert_sim", "token_f1", "exact_match"),
   slice_by=("answer_type",),
 )
 
@@ -31,7 +31,7 @@ PREFIX_TUNING: dict[str, Any] = dict(
 LLAVA_MED_OPEN: dict[str, Any] = dict(
   where=dict(answer_type="open"),
   decoding=dict(type="greedy", max_new_tokens=128),
-  metrics=("token_recall",),
+  metrics=("open_recall", "token_recall"),
 )
 # Its code looks for yes and no alone; closed questions have other answers, so the candidates are
 # those of the annotation.

@@ -11,7 +11,7 @@ from medflax.tasks.base import Task
 _SOURCE = "Wu et al. 2023, RadFM (arXiv 2308.02463), RadBench"
 _CLOSED: dict[str, Any] = dict(
   decoding=protocols.RADFM_DECODING,
-  metrics=("exact_match", "token_f1", "likelihood_accuracy", "auroc"),
+  metrics=("accuracy", "macro_f1", "likelihood_accuracy", "auroc"),
   candidates="choices",
 )
 

@@ -7,7 +7,7 @@ TASKS = {
     data=f"vqa_med_{year}",
     source=f"abachaa/VQA-Med-{year}: strict accuracy and BLEU after lower-casing and without "
     "punctuation, the best of the reference answers",
-    metrics=("exact_match", "bleu4"),
+    metrics=("vqa_med_accuracy", "vqa_med_bleu"),
     slice_by=("task",),
   )
   for year in (2019, 2020, 2021)
