@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -52,19 +53,22 @@ class Parts:
 
 
 def build(
-  config: ml_collections.ConfigDict, media_per_sample: Mapping[str, int] = ONE_IMAGE
+  config: ml_collections.ConfigDict,
+  media_per_sample: Mapping[str, int] = ONE_IMAGE,
+  devices: Sequence[Any] | None = None,
 ) -> Parts:
   """Everything but the data set and the evaluators; nothing is allocated on a device.
 
   Args:
     config: validated.
     media_per_sample: of the data set, for slots of `data.max_media` that are left to it (-1).
+    devices: of the mesh; defaults to all devices of all processes.
 
   Raises:
     UserError: where parts do not fit each other.
   """
   config = with_media_slots(config, media_per_sample)
-  mesh = make_mesh(config.mesh)
+  mesh = make_mesh(config.mesh, devices)
   tokenizer = load_tokenizer(**config.tokenizer.to_dict())
   lm = config.model.lm
   if tokenizer.vocab_size > lm.vocab_size + lm.get("extra_tokens", 0):
@@ -72,11 +76,11 @@ def build(
       f"config.model.lm.vocab_size = {lm.vocab_size} is too small for the "
       f"tokenizer's {tokenizer.vocab_size} tokens"
     )
-  rows, ways = config.train.batch_size, mesh.shape["data"] * mesh.shape["fsdp"]
+  rows, ways = config.train.batch_size, sharding.num_row_shards(mesh)
   if rows % (ways * config.optimizer.accumulate):
     raise UserError(
-      f"config.train.batch_size = {rows} must be a multiple of mesh.data × mesh.fsdp × "
-      f"optimizer.accumulate = {ways} × {config.optimizer.accumulate}"
+      f"config.train.batch_size = {rows} must be a multiple of mesh.replica × "
+      f"mesh.data × mesh.fsdp × optimizer.accumulate = {ways} × {config.optimizer.accumulate}"
     )
   model = build_model(config.model.to_dict())
   tx = optim.make_optimizer(config.optimizer, config.train.num_steps)
