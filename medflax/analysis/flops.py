@@ -5,8 +5,8 @@ scan as often as it runs (XLA's own count takes it once). A product has as many 
 the gradient of each operand that depends on something trainable, so that frozen weights cost
 forward and, where something trainable lies before them, activation gradients only.
 
-What is recomputed in the backward pass is not the model's arithmetic: model FLOPs utilisation (PaLM,
-Chowdhery et al. 2022, appendix B) leaves it out. Causal attention counts in full, as there.
+What is recomputed in the backward pass is not the model's arithmetic: model FLOPs utilisation
+(PaLM, Chowdhery et al. 2022, appendix B) leaves it out. Causal attention counts in full, as there.
 """
 
 import dataclasses

@@ -37,11 +37,11 @@ class Chip:
   ring: int = 0
 
 
-# TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and jax-ml.github.io/scaling-book/tpus (links
-# and network: a pod's over its chips). Memory is what XLA's compiler lets a program have, a little
-# below the nominal 16, 95, 32 GB. Rings: v4 and v5p close dimensions of multiples of 4 chips.
-# GPUs: NVIDIA's data sheets (SXM where there is one), dense rates without sparsity, NVLink of one
-# direction; the network is one 400 Gbit/s card a GPU as in DGX H100, 200 for DGX A100.
+# TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and jax-ml.github.io/scaling-book/tpus
+# (links and network: a pod's over its chips). Memory is what XLA's compiler lets a program have, a
+# little below the nominal 32, 16, 95 and 32 GB. Rings: v4 and v5p close dimensions of multiples of
+# four chips. GPUs: NVIDIA's data sheets (SXM where there is one), dense rates without sparsity,
+# NVLink of one direction; the network is one 400 Gbit/s card a GPU as in DGX H100, 200 for A100.
 CHIPS = {
   chip.name: chip
   for chip in (

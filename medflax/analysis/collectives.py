@@ -1,0 +1,102 @@
+"""Communication of a compiled program: what is exchanged along which axes of the mesh."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from medflax.analysis.hlo import Instruction, Module
+
+# Bytes that one device sends (and receives) for a result or an operand of one byte, of `n` devices:
+# ring algorithms, which no other beats in bytes.
+_SENT = {
+  "all-gather": lambda n: (n - 1) / n,  # of the result
+  "reduce-scatter": lambda n: (n - 1) / n,  # of the operand
+  "all-reduce": lambda n: 2 * (n - 1) / n,
+  "all-to-all": lambda n: (n - 1) / n,
+  "ragged-all-to-all": lambda n: (n - 1) / n,
+  "collective-broadcast": lambda n: 1.0,
+  "collective-permute": lambda n: 1.0,
+}
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """All exchanges of one kind along the same axes, in one run of the program.
+
+  Attributes:
+    kind: `all-gather`, `reduce-scatter`, …
+    axes: of the mesh.
+    times: how often it is done.
+    bytes: that each device sends, in all.
+  """
+
+  kind: str
+  axes: tuple[str, ...]
+  times: float
+  bytes: float
+
+
+def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
+  """What one device exchanges with others, most bytes first.
+
+  Args:
+    module: of one device.
+    mesh: sizes of the mesh's axes; its devices are numbered row by row.
+  """
+  found: dict[tuple[str, tuple[str, ...]], list[float]] = {}
+  for name, runs, _ in module.runs():
+    by_name = {instruction.name: instruction for instruction in module.computations[name]}
+    for instruction in by_name.values():
+      kind = instruction.opcode.removesuffix("-start")
+      if kind not in _SENT:
+        continue
+      groups = _group(instruction, math.prod(mesh.values()))
+      if len(groups) < 2:
+        continue
+      # TPUs write a reduce-scatter as a fusion of that name around an all-reduce.
+      written = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
+      total = found.setdefault((written, _axes(groups, mesh)), [0.0, 0.0])
+      total[0] += runs
+      total[1] += runs * _bytes(instruction, kind, by_name) * _SENT[written](len(groups))
+  rows = [Collective(*key, *total) for key, total in found.items()]
+  return sorted(rows, key=lambda row: -row.bytes)
+
+
+def _bytes(instruction: Instruction, kind: str, by_name: Mapping[str, Instruction]) -> int:
+  """Of the operands; of the results where those are larger, as of an all-gather."""
+  operands = [by_name[name].outputs for name in instruction.operands if name in by_name]
+  whole = sum(array.bytes for outputs in operands for array in outputs)
+  if kind != "all-gather":
+    return whole
+  outputs = sum(array.bytes for array in instruction.outputs)
+  return outputs - whole if instruction.opcode.endswith("-start") else outputs
+
+
+def _group(instruction: Instruction, devices: int) -> Sequence[int]:
+  """Devices of the first group that exchange with each other."""
+  text = instruction.text
+  if pairs := _PAIRS.search(text):
+    numbers = [tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)", pairs[0])]
+    return max(numbers, key=lambda pair: abs(pair[0] - pair[1]), default=())
+  if listed := _LISTED.search(text):
+    return [int(i) for i in listed[1].split(",")]
+  if iota := _IOTA.search(text):
+    groups, dims, order = (
+      [int(i) for i in part.split(",")] if part else [] for part in iota.groups()
+    )
+    numbers = np.arange(math.prod(dims)).reshape(dims)
+    return (numbers.transpose(order) if order else numbers).reshape(groups)[0].tolist()
+  return range(devices)
+
+
+def _axes(group: Sequence[int], mesh: Mapping[str, int]) -> tuple[str, ...]:
+  """The axes along which the places of a group's devices differ."""
+  places = np.array(np.unravel_index(list(group), tuple(mesh.values())))
+  differs = (places != places[:, :1]).any(axis=1)
+  return tuple(axis for axis, yes in zip(mesh, differs, strict=True) if yes)

@@ -1,0 +1,158 @@
+"""The text of a compiled program: computations, their instructions, and how often each runs."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+BITS = {
+  **{"pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16},
+  **{"s32": 32, "u32": 32, "s64": 64, "u64": 64, "f4e2m1fn": 4, "f8e4m3fn": 8, "f8e5m2": 8},
+  **{"bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128},
+}
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
+_SPACE = re.compile(r"S\((\d+)\)")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_NAME = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
+_OPERAND = re.compile(r"%([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+# Attributes that name computations which run where the instruction does.
+_CALLS = re.compile(
+  r"\b(?:calls|body|condition|branch_computations|true_computation|false_computation)="
+  r"(\{[^{}]*\}|%[\w.\-]+)"
+)
+_CALLED_BY_CALL = re.compile(r"\bto_apply=(%[\w.\-]+)")  # of other instructions: a reduction
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+  """One array of an instruction's output.
+
+  Attributes:
+    dtype: as HLO has it.
+    shape: its dimensions on one device.
+    space: of memory; 0 is the device's main memory.
+  """
+
+  dtype: str
+  shape: tuple[int, ...]
+  space: int
+
+  @property
+  def bytes(self) -> int:
+    """Without padding; 0 for tokens and the like."""
+    return math.prod(self.shape) * BITS.get(self.dtype, 0) // 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  """One line of a computation.
+
+  Attributes:
+    name: without the leading %.
+    opcode: such as `fusion` or `all-gather-start`.
+    outputs: the arrays of the result, tuples flattened.
+    operands: names of instructions of the same computation; of a parameter, its number.
+    text: what follows the operands.
+    root: whether its result is the computation's.
+  """
+
+  name: str
+  opcode: str
+  outputs: tuple[Array, ...]
+  operands: tuple[str, ...]
+  text: str
+  root: bool
+
+  @property
+  def calls(self) -> tuple[str, ...]:
+    """Computations that run when this does."""
+    pattern = _CALLED_BY_CALL if self.opcode == "call" else _CALLS
+    return tuple(n for found in pattern.findall(self.text) for n in _OPERAND.findall(found))
+
+  @property
+  def trips(self) -> int:
+    """How often the body of a `while` runs; 1 where the compiler does not know."""
+    found = _TRIPS.search(self.text)
+    return int(found[1]) if found else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+  """A program of one device.
+
+  Attributes:
+    computations: instructions by computation.
+    entry: the one that the program begins with.
+  """
+
+  computations: Mapping[str, tuple[Instruction, ...]]
+  entry: str
+
+  def runs(self) -> Iterator[tuple[str, float, bool]]:
+    """Each computation's name, how often it runs, and whether it is inside a fusion.
+
+    A computation that is called from several places comes several times. Of a conditional all
+    branches count.
+    """
+    todo = [(self.entry, 1.0, False)]
+    while todo:
+      name, times, fused = todo.pop()
+      yield name, times, fused
+      for instruction in self.computations[name]:
+        inner = fused or instruction.opcode == "fusion"
+        repeated = times * (instruction.trips if instruction.opcode == "while" else 1)
+        todo += [(called, repeated, inner) for called in instruction.calls]
+
+
+def parse(text: str) -> Module:
+  """Reads what `compiled.as_text()` gives."""
+  computations: dict[str, list[Instruction]] = {}
+  entry, lines = "", None
+  for line in text.splitlines():
+    if head := _HEAD.match(line):
+      lines = computations.setdefault(head[2], [])
+      entry = head[2] if head[1] else entry
+    elif line.startswith("}"):
+      lines = None
+    elif lines is not None and (named := _NAME.match(line)):
+      lines.append(_instruction(named, line[named.end() :]))
+  if not entry:
+    raise ValueError("this is not the text of an HLO module: it has no ENTRY computation")
+  return Module({name: tuple(body) for name, body in computations.items()}, entry)
+
+
+def arrays(text: str) -> tuple[Array, ...]:
+  """All arrays of a shape such as `(bf16[2,3]{1,0:T(8,128)S(1)}, u32[])`."""
+  found = []
+  for dtype, dims, layout in _ARRAY.findall(text):
+    space = _SPACE.search(layout)
+    shape = tuple(int(d.removeprefix("<=")) for d in dims.split(",") if d)
+    found.append(Array(dtype, shape, int(space[1]) if space else 0))
+  return tuple(found)
+
+
+def _instruction(named: re.Match, rest: str) -> Instruction:
+  shape_end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+  opcode, _, _ = rest[shape_end:].strip().partition("(")
+  start = rest.index("(", shape_end)
+  end = _closing(rest, start)
+  inside = rest[start + 1 : end]
+  return Instruction(
+    name=named[2],
+    opcode=opcode,
+    outputs=arrays(rest[:shape_end]),
+    operands=tuple(_OPERAND.findall(inside)) if "%" in inside else (inside,),
+    text=rest[end + 1 :],
+    root=bool(named[1]),
+  )
+
+
+def _closing(text: str, start: int) -> int:
+  """The place of the parenthesis that closes the one at `start`."""
+  depth = 0
+  for place in range(start, len(text)):
+    depth += {"(": 1, ")": -1}.get(text[place], 0)
+    if not depth:
+      return place
+  raise ValueError(f"a parenthesis is not closed: {text[start : start + 80]}")
