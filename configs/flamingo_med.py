@@ -99,7 +99,7 @@ def _pretrained_scale(config: ConfigDict) -> None:
   )
   config.optimizer.decay = ".*/xattn/.*"
   config.prompt.update(dict(question="Question:{question} Short answer:", answer="{answer}"))
-  config.mesh = dict(data=1, fsdp=-1, tensor=1)
+  config.mesh.update(data=1, fsdp=-1)
 
 
 def three_b(config: ConfigDict) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from medflax.utils import UserError, write_atomic
 
@@ -181,6 +182,7 @@ class Checkpointer:
         shutil.rmtree(target, ignore_errors=True)
         (self.directory / str(step)).rename(target)
     if damaged:
+      multihost_utils.sync_global_devices("damaged checkpoints are set aside")
       self._manager.reload()
 
 

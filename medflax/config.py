@@ -76,6 +76,7 @@ SCHEMA = {
     "z_loss": float,
     "max_bad_steps": int,
     "ema": float,
+    "hang_seconds": float,
   },
   "optimizer": {
     "type": str,
@@ -93,7 +94,7 @@ SCHEMA = {
     "lr_multipliers": tuple,
   },
   "checkpoint": {"every": int, "keep": int, "allow_config_change": bool},
-  "mesh": {"data": int, "fsdp": int, "tensor": int},
+  "mesh": {"replica": int, "data": int, "fsdp": int, "sequence": int, "tensor": int},
   "evals": Mapping,
 }
 OPTIONAL_PARTS = ("tower", "connector", "fusion")  # {}: the model has none
@@ -107,7 +108,7 @@ POSITIVE = (
     "train.batch_size",
     "train.log_every",
   ),
-  *("train.max_bad_steps", "optimizer.accumulate", "checkpoint.keep"),
+  *("train.max_bad_steps", "train.hang_seconds", "optimizer.accumulate", "checkpoint.keep"),
 )
 NOT_NEGATIVE = (
   *("seed", "data.num_workers", "data.media_tokens", "data.answer_tokens"),

@@ -68,6 +68,7 @@ def base_config(name: str, variant: str) -> ConfigDict:
     z_loss=0.0,
     max_bad_steps=10,  # stop after so many non-finite steps in a row
     ema=0.0,  # decay of the weights' moving average, which is then evaluated; 0: none
+    hang_seconds=1800.0,  # a process that is so long behind the others ends the run
   )
   config.optimizer = dict(
     type="adamw",
@@ -85,7 +86,13 @@ def base_config(name: str, variant: str) -> ConfigDict:
     lr_multipliers=(),  # pairs (regex, factor)
   )
   config.checkpoint = dict(every=200, keep=2, allow_config_change=False)
-  config.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: what is left
+  config.mesh = dict(  # of devices; -1: what is left
+    replica=1,  # groups that each hold all weights, one a slice or island of fast links
+    data=-1,  # the same within a group
+    fsdp=1,  # weights are split, and gathered layer by layer
+    sequence=1,  # tokens of a row are split
+    tensor=1,  # heads, MLPs and the vocabulary are split
+  )
   config.evals = {}
   return config
 
@@ -121,7 +128,7 @@ def clip_tower(config: ConfigDict, patch: tuple, **fields: Any) -> None:
 def published_scale(config: ConfigDict, **optimizer: Any) -> None:
   """Bfloat16 on sharded weights; the defaults of Hugging Face's Trainer, but for `optimizer`."""
   config.model.dtype, config.model.remat = "bfloat16", "full"
-  config.mesh = dict(data=1, fsdp=-1, tensor=1)
+  config.mesh.update(data=1, fsdp=-1)
   config.optimizer.update(dict(weight_decay=0.0, b2=0.999, final_lr_fraction=0.0) | optimizer)
 
 

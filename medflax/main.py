@@ -11,7 +11,7 @@ import pathlib
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from medflax import config as config_lib
 from medflax.utils import UserError, nearest
@@ -47,15 +47,6 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str
   return flags, overrides
 
 
-def in_cluster(environ: Mapping[str, str]) -> bool:
-  """Whether this process was started as one of several (SLURM, a TPU pod, or by hand)."""
-  return (
-    "JAX_COORDINATOR_ADDRESS" in environ
-    or int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
-    or "," in environ.get("TPU_WORKER_HOSTNAMES", "")
-  )
-
-
 def main(argv: Sequence[str]) -> int:
   """Returns the exit status: 0, or 2 after one line on stderr about the user's mistake."""
   try:
@@ -63,15 +54,14 @@ def main(argv: Sequence[str]) -> int:
     config = config_lib.load_config(flags.config, overrides)
     config_lib.validate(config)
 
-    import jax  # after the checks: a mistyped flag should not wait for it
+    # After the checks: a mistyped flag should not wait for jax.
     from absl import flags as absl_flags
 
     from medflax import trainer
+    from medflax.parallel import processes
 
     absl_flags.FLAGS.mark_as_parsed()  # grain's worker processes read flags of their own
-
-    if in_cluster(os.environ):
-      jax.distributed.initialize()
+    processes.join(os.environ)
     if flags.dry_run:
       trainer.dry_run(config)
       return 0

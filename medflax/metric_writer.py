@@ -21,7 +21,7 @@ log = logging.getLogger("medflax")
 class MetricWriter:
   """Appends scalars to `metrics.jsonl` and to TensorBoard; a line is on disk when `write` returns.
 
-  Use as a context manager.
+  Use as a context manager. Only the first process's writes.
 
   Attributes:
     last: the newest value of every scalar.
@@ -37,8 +37,11 @@ class MetricWriter:
     self._at_step: set[str] = set()  # names already written at the step resumed from
     self._step = step
     path = workdir / "metrics.jsonl"
+    kept = [line for line in _lines(path) if self._keep(line)]
+    self._writes = jax.process_index() == 0
+    if not self._writes:
+      return
     if path.exists():
-      kept = [line for line in path.read_text().splitlines() if self._keep(line)]
       write_atomic(path, "".join(line + "\n" for line in kept))
     self._file = path.open("a")
     self._events = SummaryWriter(
@@ -61,16 +64,17 @@ class MetricWriter:
     return self
 
   def __exit__(self, *_) -> None:
-    self._file.close()
-    self._events.close()
+    if self._writes:
+      self._file.close()
+      self._events.close()
 
   def write(self, step: int, scalars: Mapping[str, int | float]) -> None:
     """Records scalars at a step; those that a resumed run has already are left out."""
     if step == self._step:
       scalars = {name: value for name, value in scalars.items() if name not in self._at_step}
-    if not scalars:
-      return
     self.last |= scalars
+    if not scalars or not self._writes:
+      return
     # JSON has neither NaN nor infinity; train/bad_steps tells of a loss that is one.
     values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
     self._file.write(json.dumps({"step": step, **values}) + "\n")
@@ -78,6 +82,10 @@ class MetricWriter:
     for name, value in values.items():
       if value is not None:
         self._events.add_scalar(name, value, step)
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+  return path.read_text().splitlines() if path.exists() else []
 
 
 class Window:
@@ -126,7 +134,12 @@ class Progress:
   def __init__(self, start: int, total: int):
     self._total, self._begin = total, (start, time.monotonic())
     self._bar = tqdm.tqdm(
-      total=total, initial=start, desc="train", unit="step", dynamic_ncols=True, disable=None
+      total=total,
+      initial=start,
+      desc="train",
+      unit="step",
+      dynamic_ncols=True,
+      disable=None if jax.process_index() == 0 else True,  # None: where there is no terminal
     )
 
   def advance(self) -> None:

@@ -12,8 +12,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import ml_collections
-import numpy as np
-from jax.experimental import multihost_utils
 
 from medflax import config as config_lib
 from medflax import optim, report, summary
@@ -27,7 +25,7 @@ from medflax.data.prefetch import prefetch_to_device
 from medflax.evals import EVALUATORS, EvalContext, Evaluator
 from medflax.interrupt import Interrupt, Stopped
 from medflax.metric_writer import MetricWriter, Progress, Window, log_to_console
-from medflax.parallel import sharding
+from medflax.parallel import processes, sharding
 from medflax.utils import UserError
 
 log = logging.getLogger("medflax")
@@ -57,22 +55,39 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, command: 
     UserError: for what the user can mend: data, workdir, config, a diverged loss.
   """
   log_to_console(quiet=jax.process_index() != 0)
-  changes = workdir_lib.check(workdir, config)
+  with processes.Watch(hang_seconds=config.train.hang_seconds) as watch:
+    try:
+      _train(config, workdir, command, watch)
+    except UserError:
+      raise
+    except (jax.errors.JaxRuntimeError, ValueError):
+      watch.explain()
+      raise
+    processes.gather(None)  # nobody leaves before the first has reported
+
+
+def _train(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path, command: str, watch: processes.Watch
+) -> None:
+  changes, finished = workdir_lib.check(workdir, config), _is_finished(config, workdir)
+  changes, finished = processes.gather((changes, finished))[0]
   for line in changes:
     log.warning("config changed: %s", line)
-  if not changes and _is_finished(config, workdir):
+  if finished and not changes:
     log.info("%s has finished its %d steps", workdir, config.train.num_steps)
     return _report(workdir)
   dataset = DATASETS[config.data.source](config.data, config.seed)
   parts = build(config, dataset.media_per_sample)
-  run = Run(parts, dataset, workdir)
+  run = Run(parts, dataset, workdir, watch)
   log.info("workdir   %s", workdir)
   log.info("devices   %s", summary.describe_mesh(parts.mesh))
   log.info("model     %s", summary.describe_parameters(parts.state))
   log.info("data      %s %s", dataset.name, dataset.version)
-  with workdir_lib.opened(workdir, config, summary.facts(parts.mesh, parts.state)):
+  with contextlib.ExitStack() as stack:
+    opened = workdir_lib.opened(workdir, config, summary.facts(parts.mesh, parts.state))
+    processes.by_first(lambda: stack.enter_context(opened))
+    processes.by_first(lambda: workdir_lib.write_lists(workdir, dataset))
     _cache_compilations(workdir)
-    workdir_lib.write_lists(workdir, dataset)
     try:
       run(changed=bool(changes))
     except Stopped as stopped:
@@ -91,9 +106,10 @@ class Run:
     position: of this process's data iterator after them.
   """
 
-  def __init__(self, parts: Parts, dataset: Dataset, workdir: pathlib.Path):
+  def __init__(self, parts: Parts, dataset: Dataset, workdir: pathlib.Path, watch: processes.Watch):
     config = parts.config
     self.parts, self.config, self.dataset, self.workdir = parts, config, dataset, workdir
+    self._watch = watch
     self.step, self.position = 0, b""
     self.state: Any = None  # until it is made or restored
     self.interrupt = Interrupt()
@@ -123,7 +139,7 @@ class Run:
     with checkpoints, self.interrupt:
       self._restore(checkpoints)
       if changed:
-        workdir_lib.drop_results(self.workdir, self.step)
+        processes.by_first(lambda: workdir_lib.drop_results(self.workdir, self.step))
       with MetricWriter(self.workdir, step=self.step) as writer:
         try:
           with jax.set_mesh(self.parts.mesh), nn.logical_axis_rules(sharding.RULES):
@@ -159,6 +175,7 @@ class Run:
       for batch in itertools.islice(batches, config.num_steps - self.step):
         self.state, metrics = step_fn(self.state, batch)
         self.step, self.position = self.step + 1, batches.get_state()
+        self._watch.note(self.step)
         window.add(metrics)
         progress.advance()
         if self.step == first:
@@ -166,11 +183,11 @@ class Run:
           log.info("first step after %.1f s, most of it compilation", time.monotonic() - began)
           window.restart_clock()
         last = self.step == config.num_steps
-        if last or self.step % config.log_every == 0:
+        if self._logs():
           scalars = window.close()
           scalars["train/lr"] = self._learning_rate(scalars["train/bad_steps"])
           scalars["train/seconds"] = before + time.monotonic() - began
-          scalars |= {f"data/{name}": total for name, total in batches.counters.items()}
+          scalars |= {f"data/{name}": total for name, total in self._counters(batches).items()}
           writer.write(self.step, scalars)
           progress.show(self.step, scalars)
         if self.step % min(config.log_every, config.max_bad_steps) == 0:
@@ -184,13 +201,14 @@ class Run:
   @contextlib.contextmanager
   def _batches(self) -> Iterator[prefetch_to_device]:
     """Device batches from `position` on."""
+    index, count = sharding.data_share(self.parts.mesh)
     iterator = train_iterator(
       self.dataset,
       self.parts.tokenizer,
       self.config,
       seed=self.config.seed,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      process_index=index,
+      process_count=count,
     )
     if self.position:
       iterator.set_state(self.position)
@@ -200,6 +218,17 @@ class Run:
     finally:
       batches.close()
       iterator.close()
+
+  def _counters(self, batches: prefetch_to_device) -> dict[str, int]:
+    """Of all processes' data, those that several read counted once."""
+    index, _ = sharding.data_share(self.parts.mesh)
+    shares = dict(processes.gather((index, batches.counters))).values()
+    names = dict.fromkeys(name for counters in shares for name in counters)
+    return {name: sum(counters.get(name, 0) for counters in shares) for name in names}
+
+  def _logs(self) -> bool:
+    config = self.config.train
+    return self.step == config.num_steps or self.step % config.log_every == 0
 
   def _learning_rate(self, skipped: int | float) -> float:
     """Of the update made last: skipped steps do not advance the schedule."""
@@ -217,10 +246,10 @@ class Run:
     """Raises Stopped on every process once a signal has reached one of them."""
     if jax.process_count() == 1:
       self.interrupt.check()
-    elif self.step % self.config.train.log_every == 0:
-      asked = multihost_utils.process_allgather(np.asarray(bool(self.interrupt.signal)))
-      if asked.any():
-        raise Stopped(self.interrupt.signal or "a signal to another process")
+      return
+    signals = processes.gather(self.interrupt.signal) if self._logs() else []
+    if signal := next(filter(None, signals), ""):
+      raise Stopped(signal)
 
   def _evaluate(self, writer: MetricWriter) -> bool:
     """Runs the evaluators that are due at this step; True if any had to run.
@@ -232,15 +261,16 @@ class Run:
       if not _due(self.config, name, self.step):
         continue
       path = workdir_lib.results_path(self.workdir, name, self.step)
-      if not path.exists():
+      if not processes.gather(path.exists())[0]:
         # The checkpoint holds this step, so an evaluation may be thrown away half-done. With
         # several processes it may not: the others would wait for this one.
         alone = jax.process_count() == 1
         with self.interrupt.at_once() if alone else contextlib.nullcontext():
           evaluator.run(self.state.eval_params, self.step)
         ran = True
-      measured = json.loads(path.read_text())["metrics"]
-      writer.write(self.step, {key: value["value"] for key, value in measured.items()})
+      if jax.process_index() == 0:
+        measured = json.loads(path.read_text())["metrics"]
+        writer.write(self.step, {key: value["value"] for key, value in measured.items()})
     return ran
 
 

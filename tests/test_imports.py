@@ -30,7 +30,7 @@ LAYERS = {
   "data": ("utils",),
   "data.pipeline": ("data", "utils"),
   "tasks": ("data", "utils"),
-  "models": ("utils",),
+  "models": ("parallel", "utils"),
   "pretrained": ("models", "utils"),
   "inference": ("models", "utils"),
   "evals": (
@@ -68,7 +68,7 @@ LAYERS = {
     *("metric_writer", "optim", "parallel", "report", "summary", "train_step", "utils"),
     "workdir",
   ),
-  "main": ("config", "trainer", "utils"),
+  "main": ("config", "parallel", "trainer", "utils"),
 }
 # What may be imported inside a function alone, when the cheap checks are done.
 DEFERRED = {

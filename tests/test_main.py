@@ -71,18 +71,3 @@ def test_flags_are_split_from_overrides():
   flags, overrides = main.parse_flags(["--config=a.py:x=1", "--config.b.c=d=e", "--dry_run"])
   assert (flags.config, flags.workdir, flags.dry_run) == ("a.py:x=1", None, True)
   assert overrides == [("b.c", "d=e")]
-
-
-@pytest.mark.parametrize(
-  ("environ", "cluster"),
-  [
-    ({}, False),
-    ({"SLURM_STEP_NUM_TASKS": "1"}, False),
-    ({"SLURM_STEP_NUM_TASKS": "2"}, True),
-    ({"JAX_COORDINATOR_ADDRESS": "host:1"}, True),
-    ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
-    ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
-  ],
-)
-def test_a_cluster_is_known_by_its_environment(environ, cluster):
-  assert main.in_cluster(environ) is cluster

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 from medflax.data.documents import IMAGE, SIGNAL, VOLUME, Dataset, Media, Prompt
 from medflax.data.tokenizer import Tokenizer
 from medflax.metrics.intervals import Measurement
+from medflax.parallel.sharding import put_whole
 from medflax.utils import UserError, git_hash, nearest, write_atomic
 
 MAX_SLICES = 12  # of a volume's picture
@@ -104,9 +105,8 @@ def check_names(name: str, field: str, names: Sequence[str], known: Iterable[str
 
 
 def put_all(batch: dict[str, np.ndarray], context: EvalContext) -> dict[str, Array]:
-  """A batch that every process holds in full, on the mesh: each hands in its share of rows."""
-  count, index = jax.process_count(), jax.process_index()
-  return context.put({key: np.split(value, count)[index] for key, value in batch.items()})
+  """A batch that every process holds in full, on the mesh."""
+  return context.put(batch) if context.mesh is None else put_whole(batch, context.mesh)
 
 
 def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -7,12 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from medflax.models.attention import causal_mask, media_mask
 from medflax.models.fusion.fused_head import FusedHead
 from medflax.models.fusion.inline import SoftTokens, soft_tokens
 from medflax.models.reading import Read, nothing_read, with_room
+from medflax.parallel.sharding import constrain
 from medflax.utils import UserError
 
 
@@ -98,9 +99,11 @@ class VLM(nn.Module):
       if self.tower is None or self.connector is None:
         raise ValueError(f"{kind} media for a model without a tower and a connector")
       x = media[kind]
-      y = self.tower(x.reshape(-1, *x.shape[2:]), kind)
-      features.append(self.connector(y.reshape(*x.shape[:2], 1, *y.shape[1:])))
-    return jnp.concatenate(features, axis=1) if features else None
+      y = self.tower(_spread(x.reshape(-1, *x.shape[2:])), kind)
+      features.append(self.connector(_spread(y).reshape(*x.shape[:2], 1, *y.shape[1:])))
+    if not features:
+      return None
+    return constrain(jnp.concatenate(features, axis=1), "batch", None, None, None)
 
   def prefill(
     self,
@@ -197,6 +200,11 @@ class VLM(nn.Module):
     )
     parts = (*read.parts[:-1], room)
     return logits, read._replace(parts=parts, positions=places, count=read.count + t)
+
+
+def _spread(x: Shaped[Array, "media ..."]) -> Shaped[Array, "media ..."]:
+  """Media over all devices: those that share a row would else all do all of its media."""
+  return constrain(x, "media", *[None] * (x.ndim - 1))
 
 
 def _visible(

@@ -1,4 +1,4 @@
-"""The device mesh: axes `data`, `fsdp` and `tensor` with sizes from the config."""
+"""The device mesh: what its axes mean, and their sizes from the config."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,11 +6,14 @@ from typing import Any
 
 import jax
 import ml_collections
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from medflax.utils import UserError
 
-AXES = ("data", "fsdp", "tensor")
+# From those that talk least to those that talk most, so that the last are the nearest neighbours.
+AXES = ("replica", "data", "fsdp", "sequence", "tensor")
+ROWS = ("replica", "data", "fsdp")  # over which the rows of a batch are split
 
 
 def make_mesh(
@@ -23,7 +26,8 @@ def make_mesh(
     devices: defaults to all devices of all processes.
 
   Raises:
-    UserError: if the sizes do not multiply to the number of devices.
+    UserError: if the sizes do not multiply to the number of devices, or slices of TPUs do not
+      divide `replica`.
   """
   devices = jax.devices() if devices is None else devices
   shape = [sizes[axis] for axis in AXES]
@@ -37,4 +41,15 @@ def make_mesh(
       f"config.mesh ({asked}) does not fit {len(devices)} device{'s' * (len(devices) > 1)}; "
       "the sizes must multiply to that number (-1: what the others leave)"
     )
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  types = (AxisType.Auto,) * len(AXES)
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if slices == 1:
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+  if shape[0] % slices:
+    raise UserError(
+      f"config.mesh ({asked}): the devices are {slices} slices, so replica must be a multiple of "
+      f"that; set config.mesh.replica={slices}"
+    )
+  within, between = [shape[0] // slices, *shape[1:]], [slices] + [1] * (len(AXES) - 1)
+  grid = mesh_utils.create_hybrid_device_mesh(within, between, devices)
+  return Mesh(grid, AXES, axis_types=types)

@@ -1,7 +1,8 @@
 """Where each dimension of each array lives: logical axis names to mesh axes.
 
 Fully sharded data parallelism splits weights over `fsdp` by their `embed`-like dimension;
-tensor parallelism splits heads, MLP width and vocabulary over `tensor`; batches are split over
+tensor parallelism splits heads, MLP width and vocabulary over `tensor`; sequence parallelism
+splits the tokens of a row, whose keys and values are gathered; batches are split over `replica`,
 `data` and `fsdp` together. A name not listed is not split.
 """
 
@@ -13,6 +14,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
+
+from medflax.parallel.mesh import AXES, ROWS
+from medflax.utils import UserError
 
 RULES = (
   # weights
@@ -29,8 +34,9 @@ RULES = (
   ("norm", None),
   ("pos", None),
   # activations
-  ("batch", ("data", "fsdp")),
-  ("length", None),
+  ("batch", ROWS),
+  ("media", AXES),  # all media of a batch, each by itself
+  ("length", "sequence"),
   ("act_embed", None),
   ("act_heads", "tensor"),
   ("act_mlp", "tensor"),
@@ -38,14 +44,54 @@ RULES = (
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows over `data` and `fsdp`; every array of a batch has rows first."""
-  return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+  """Rows over `ROWS`; every array of a batch has rows first."""
+  return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def num_row_shards(mesh: Mesh) -> int:
+  """How many devices, or groups of them, the rows of a batch are split over."""
+  return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def data_share(mesh: Mesh) -> tuple[int, int]:
+  """`(index, count)`: a batch is `count` blocks of rows, of which this process reads one.
+
+  Processes whose devices hold parts of the same rows (`tensor` and `sequence`) read the same.
+
+  Raises:
+    UserError: if this process's devices hold rows from here and there.
+  """
+  ways = num_row_shards(mesh)
+  held = batch_sharding(mesh).addressable_devices_indices_map((ways,)).values()
+  mine = sorted({rows.indices(ways)[0] for (rows,) in held})
+  if mine != list(range(mine[0], mine[0] + len(mine))) or mine[0] % len(mine):
+    raise UserError(
+      "config.mesh gives one process rows that are not one after the other; let mesh.sequence × "
+      "mesh.tensor divide, or be a multiple of, the devices of a process"
+    )
+  return mine[0] // len(mine), ways // len(mine)
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """This process's rows of a batch as global device arrays."""
   sharding = batch_sharding(mesh)
   return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def put_whole(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """A batch that every process holds in full as global device arrays."""
+  sharding = batch_sharding(mesh)
+  put = lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+  return {key: put(np.asarray(x)) for key, x in batch.items()}
+
+
+def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "..."]:
+  """An activation split as the rules in force say, where they divide it; inside `jax.set_mesh`."""
+  mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
+  if mesh.empty or mesh.size == 1 or not rules:
+    return x
+  axes = nn.logical_to_mesh_axes(names, rules)
+  return jax.lax.with_sharding_constraint(x, _fitting(axes, x.shape, mesh))
 
 
 def state_shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
@@ -62,6 +108,8 @@ def state_shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
 
   def one(leaf):
     if not isinstance(leaf, nn.LogicallyPartitioned):
+      return NamedSharding(mesh, PartitionSpec())
+    if len(leaf.names) != len(leaf.value.shape):  # of an optimiser that keeps less (Adafactor)
       return NamedSharding(mesh, PartitionSpec())
     axes = nn.logical_to_mesh_axes(leaf.names, RULES)
     return NamedSharding(mesh, _fitting(axes, leaf.value.shape, mesh))

@@ -28,6 +28,7 @@ from medflax.models.language.layer import (
 from medflax.models.language.positions import alibi, rope_frequencies
 from medflax.models.language.prefix import prefix_length
 from medflax.models.language.prompt import with_prompt
+from medflax.parallel.sharding import constrain
 
 UNBOUNDED = 2**30  # a window that no row fills
 
@@ -62,7 +63,7 @@ class DecoderGroup(nn.Module):
       layer = DecoderLayer(**self.layer, name=name)
       layers_own = {key: value[i] for key, value in own.items()}
       x, new[name] = layer(x, context, layers_own, [part[name] for part in cache])
-    x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
+    x = constrain(x, "batch", "length", "act_embed")
     return x, new if self.keep else None
 
 
@@ -119,7 +120,7 @@ class Decoder(LayerFields, kw_only=True):
     tokens: Int[Array, "b t"],
     positions: Int[Array, "b t"],
     mask: Bool[Array, "b t s"],
-    media: Float[Array, "b m latents dv"] | None,
+    media: Float[Array, "b n latents dv"] | None,
     media_mask: Bool[Array, "b t m"] | None,
     *,
     soft: SoftTokens | None = None,
@@ -155,7 +156,7 @@ class Decoder(LayerFields, kw_only=True):
     distance = _distance(positions, key_positions)
     positions = positions + prefix_length(self.variables.get("params", {}))
     x = self._embed(table, tokens, positions, prompt, soft)
-    x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
+    x = constrain(x, "batch", "length", "act_embed")
     if both_ways is not None:  # the tokens stand behind everything else
       ahead = [(0, 0), *((n - tokens.shape[1], 0) for n in mask.shape[1:])]
       both_ways = jnp.pad(both_ways, ahead)

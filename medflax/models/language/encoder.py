@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from medflax.models import layers
 from medflax.models.language.layer import Context, DecoderLayer, bert_fields
+from medflax.parallel.sharding import constrain
 
 
 class EncoderLayer(DecoderLayer):
@@ -20,7 +21,7 @@ class EncoderLayer(DecoderLayer):
     self, x: Float[Array, "b t d"], context: Context
   ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
     x, _ = super().__call__(x, context, {})
-    x = nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
+    x = constrain(x, "batch", "length", "act_embed")
     return x, x
 
 
@@ -100,7 +101,7 @@ class Encoder(nn.Module):
     x = jnp.take(table, tokens, axis=0) + jnp.take(types, token_types, axis=0)
     x = x + jnp.take(places, positions + self.position_offset, axis=0)
     x = self._norm("embedding_norm")(x.astype(self.dtype))
-    return nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
+    return constrain(x, "batch", "length", "act_embed")
 
   def _logits(
     self, table: Float[Array, "{self.vocab_size} {self.width}"], x: Float[Array, "b t {self.width}"]

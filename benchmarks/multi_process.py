@@ -1,0 +1,159 @@
+r"""Is a run the same with 1, 2 and 4 processes, and what becomes of it when one is killed?
+
+python benchmarks/multi_process.py --workdir DIR -- --config=configs/flamingo_med.py \
+  --config.train.num_steps=20 --config.checkpoint.every=10
+
+All processes are on this machine, one device each. Each number of processes trains from the
+start; then runs made by one number are gone on with by another, from the checkpoint before the
+last. With `--kill I`, process I of the largest number is killed in the middle, and all are started
+again.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from medflax.checkpoint import read_state
+
+
+def free_port() -> int:
+  """A port that nobody listens at."""
+  with socket.socket() as listener:
+    listener.bind(("localhost", 0))
+    return listener.getsockname()[1]
+
+
+def start(command: list[str], workdir: pathlib.Path, count: int) -> list[subprocess.Popen]:
+  """One run as `count` processes; each appends what it says to a file of its own."""
+  full = [sys.executable, "-m", "medflax.main", *command, f"--workdir={workdir}"]
+  plain, port = dict(os.environ), free_port()
+  plain.pop("XLA_FLAGS", None)  # may ask for several devices
+  processes = []
+  for index in range(count):
+    names = {} if count == 1 else {
+      "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+      "JAX_NUM_PROCESSES": str(count),
+      "JAX_PROCESS_ID": str(index),
+    }  # fmt: skip
+    with said(workdir, index).open("a") as output:
+      options = dict(env=plain | names, stdout=output, stderr=subprocess.STDOUT)
+      processes.append(subprocess.Popen(full, **options))
+  return processes
+
+
+def said(workdir: pathlib.Path, index: int) -> pathlib.Path:
+  """The output of a process."""
+  return workdir.with_name(f"{workdir.name}.{index}.log")
+
+
+def train(command: list[str], workdir: pathlib.Path, count: int) -> float:
+  """Seconds that a whole run takes; a failure ends the benchmark with the run's own words."""
+  began = time.monotonic()
+  for index, process in enumerate(start(command, workdir, count)):
+    if process.wait() != 0:
+      tail = "\n".join(said(workdir, index).read_text().splitlines()[-30:])
+      sys.exit(f"process {index} of {count} failed with status {process.returncode}:\n{tail}")
+  return time.monotonic() - began
+
+
+def losses(workdir: pathlib.Path) -> np.ndarray:
+  """The loss of every step."""
+  path = workdir / "metrics.jsonl"
+  rows = map(json.loads, path.read_text().splitlines() if path.exists() else [])
+  return np.asarray([row["train/loss"] for row in rows if "train/loss" in row])
+
+
+def steps(workdir: pathlib.Path) -> list[int]:
+  """Of the checkpoints, in order."""
+  return sorted(int(p.name) for p in workdir.glob("checkpoints/*") if p.name.isdigit())
+
+
+def kill(command: list[str], workdir: pathlib.Path, count: int, index: int) -> dict:
+  """Kills process `index` behind a checkpoint; how and how soon the others end."""
+  processes = start(command, workdir, count)
+  while not steps(workdir):
+    if any(process.poll() is not None for process in processes):
+      sys.exit(f"a process ended before the first checkpoint; see {workdir}.*.log")
+    time.sleep(0.05)
+  seen = len(losses(workdir))
+  while len(losses(workdir)) < seen + 2:
+    time.sleep(0.02)
+  processes[index].send_signal(signal.SIGKILL)
+  began, others = time.monotonic(), [p for i, p in enumerate(processes) if i != index]
+  statuses = [process.wait() for process in others]
+  seconds = time.monotonic() - began
+  lines = [said(workdir, i).read_text().splitlines() for i in range(count) if i != index]
+  return {
+    "seconds": round(seconds, 1),
+    "statuses": statuses,
+    "step": len(losses(workdir)),
+    "said": [line[-1] for line in lines],
+  }
+
+
+def same_bits(a: pathlib.Path, b: pathlib.Path) -> bool:
+  """Whether the last checkpoints are the same to the bit."""
+  left, right = (read_state(w / "checkpoints", steps(w)[-1]) for w in (a, b))
+  same = lambda path: left[path].tobytes() == right[path].tobytes()
+  return left.keys() == right.keys() and all(map(same, left))
+
+
+def main() -> int:
+  """Returns 0 if losses agree to 1e-5 and what was killed came to the same bits."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  parser.add_argument("--workdir", type=pathlib.Path, required=True, help="an empty folder")
+  parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+  parser.add_argument("--kill", type=int, help="also kill this process of the most")
+  parser.add_argument("command", nargs="+")
+  flags = parser.parse_args()
+  flags.workdir.mkdir(parents=True, exist_ok=True)
+  most = max(flags.processes)
+  command = [*flags.command, "--config.train.log_every=1", f"--config.data.shards={most}"]
+
+  runs, results = {n: flags.workdir / f"of_{n}" for n in flags.processes}, {}
+  first = runs[flags.processes[0]]
+  print(
+    f"{'processes':<14}{'seconds':>9}{'steps':>7}{'largest difference in loss':>28}", flush=True
+  )
+
+  def tell(name: str, workdir: pathlib.Path, seconds: float) -> None:
+    found, wanted = losses(workdir), losses(first)
+    results[name] = float(np.abs(found - wanted).max()) if len(found) == len(wanted) else np.inf
+    print(f"{name:<14}{seconds:>9.0f}{len(found):>7}{results[name]:>28.1e}", flush=True)
+
+  for count, workdir in runs.items():
+    tell(str(count), workdir, train(command, workdir, count))
+  for before, after in zip(flags.processes, flags.processes[1:] + flags.processes[:1], strict=True):
+    workdir = flags.workdir / f"{before}_to_{after}"
+    shutil.copytree(runs[before], workdir)
+    shutil.rmtree(workdir / "checkpoints" / str(steps(workdir)[-1]))
+    tell(f"{before}, then {after}", workdir, train(command, workdir, after))
+  good = max(results.values()) <= 1e-5
+  summary = {"differences": results}
+  if flags.kill is not None:
+    workdir = flags.workdir / "killed"
+    found = kill(command, workdir, most, flags.kill)
+    train(command, workdir, most)
+    found["same_bits"] = same_bits(workdir, runs[most])
+    print(f"process {flags.kill} of {most} killed after step {found['step']}: the others ended")
+    print(f"within {found['seconds']} s with statuses {found['statuses']}, saying")
+    print("\n".join(f"  {line}" for line in found["said"]))
+    print(f"started again, the last checkpoint has the same bits: {found['same_bits']}")
+    good &= found["same_bits"] and all(found["statuses"]) and found["seconds"] < 60
+    summary["killed"] = found
+  print(json.dumps(summary))
+  return int(not good)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

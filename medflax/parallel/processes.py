@@ -1,0 +1,207 @@
+"""Several processes as one run: how they meet, agree, and notice that one of them is lost.
+
+Everything else about processes is jax's own multi-controller runtime.
+"""
+
+import atexit
+import glob
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from medflax.utils import UserError
+
+LOST = 3  # exit status of the processes that are left
+_BEAT_SECONDS = 5.0
+_SILENT_SECONDS = 35.0  # without a beat, after which a process counts as lost
+_REMEDY = "start all processes again with the same command, and the run goes on from its last save"
+_FOLDER = "medflax/beat"
+_PLAIN = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+
+
+def in_cluster(environ: Mapping[str, str]) -> bool:
+  """Whether this process was started as one of several: by hand, SLURM, or on a TPU pod."""
+  if "JAX_COORDINATOR_ADDRESS" in environ or int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+    return True
+  if "TPU_WORKER_HOSTNAMES" in environ:  # GKE, and one host that asks nobody
+    return "," in environ["TPU_WORKER_HOSTNAMES"] or "MEGASCALE_COORDINATOR_ADDRESS" in environ
+  on_tpu_host = importlib.util.find_spec("libtpu") and glob.glob("/dev/accel[0-9]*")
+  return bool(on_tpu_host) and "TPU_SKIP_MDS_QUERY" not in environ  # its metadata name the others
+
+
+def join(environ: Mapping[str, str]) -> None:
+  """Meets the other processes, if there are any; before anything else that jax does.
+
+  The environment says who they are: SLURM's, GKE's, a TPU host's metadata, or, by hand,
+  `JAX_COORDINATOR_ADDRESS=host:port JAX_NUM_PROCESSES=n JAX_PROCESS_ID=i`.
+
+  Raises:
+    UserError: if the others do not come, or a variable is missing.
+  """
+  if not in_cluster(environ):
+    return
+  try:
+    plain = {name: int(environ[key]) for name, key in _PLAIN.items() if key in environ}
+    # Beats below are faster, and tell more than jax, which only aborts.
+    jax.distributed.initialize(**plain, heartbeat_timeout_seconds=300)
+  except (ValueError, RuntimeError) as error:
+    raise UserError(
+      f"could not meet the other processes of this run: {str(error).splitlines()[0]}; by hand, "
+      "every process needs JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+    ) from None
+
+
+def gather(value: Any) -> list[Any]:
+  """The JSON values of all processes, in their order; all must call this together."""
+  if jax.process_count() == 1:
+    return [value]
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.asarray(len(text)))
+  room = 1 << int(sizes.max() - 1).bit_length()  # few sizes, few programs
+  rows = multihost_utils.process_allgather(np.pad(text, (0, room - len(text))))
+  return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def by_first(action: Callable[[], Any]) -> None:
+  """Process 0 does it, the others wait; its UserError is everyone's."""
+  mistake = ""
+  if jax.process_index() == 0:
+    try:
+      action()
+    except UserError as error:
+      mistake = str(error)
+  if mistake := gather(mistake)[0]:
+    raise UserError(mistake)
+
+
+class Watch:
+  """While entered, ends this process, with one clear line, if another is lost or stuck.
+
+  Every process leaves a beat with jax's coordinator every few seconds and looks for the others'.
+  The coordinator is in process 0: when that is lost, jax aborts the others at once, and a child
+  of each says the line instead. With one process nothing of this is there.
+  """
+
+  def __init__(self, *, hang_seconds: float):
+    """`hang_seconds`: how long a process may be behind the others by a step or more."""
+    self._hang_seconds = hang_seconds
+    self._step, self._word = 0, ""
+    self._stop = threading.Event()
+    self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+    self._several = jax.process_count() > 1
+
+  def note(self, step: int) -> None:
+    """This process has launched `step`."""
+    self._step = step
+
+  def explain(self) -> None:
+    """After an error of jax's: waits until another process is known to be lost, which ends this.
+
+    Returns if none is, so that the error is this process's own.
+    """
+    if self._several:
+      time.sleep(_SILENT_SECONDS + 2 * _BEAT_SECONDS)
+
+  def __enter__(self) -> "Watch":
+    if self._several:
+      self._client = _client()
+      self._witness = _witness()
+      atexit.register(self._hush)
+      self._thread.start()
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _) -> None:
+    if not self._several:
+      return
+    self._stop.set()
+    self._thread.join()
+    self._word = "done" if error is None else f"ended: {error or kind.__name__}"
+    self._beat(0)
+    if error is not None:
+      if jax.process_index() == 0:
+        time.sleep(2 * _BEAT_SECONDS)  # the coordinator goes last, so that the others hear of it
+      # jax would wait for all to leave in good order.
+      atexit.register(_end, 2 if isinstance(error, UserError) else 1)
+
+  def _run(self) -> None:
+    now = time.monotonic()
+    seen = dict.fromkeys(range(jax.process_count()), ("", now))  # last beat, and when it came
+    count, ahead = 0, now
+    while not self._stop.wait(_BEAT_SECONDS):
+      count, now = count + 1, time.monotonic()
+      beats = self._beat(count)
+      for i, (last, _) in seen.items():
+        if beats.get(i, last) != last:
+          seen[i] = (beats[i], now)
+      states = {i: json.loads(beat) for i, (beat, _) in seen.items() if beat}
+      for i, (_, when) in seen.items():
+        host, step, word = states[i][1:] if i in states else ("an unknown host", 0, "")
+        who = f"process {i} of {len(seen)} on {host}"
+        if word.startswith("ended"):
+          self._leave(f"{who} {word}")
+        if not word and now - when > _SILENT_SECONDS:
+          self._leave(f"{who} was lost: no sign of life for {now - when:.0f} s, after step {step}")
+      steps = [state[2] for state in states.values()]
+      if len(set(steps)) < 2:
+        ahead = now
+      if now - ahead > self._hang_seconds:
+        i = min(states, key=lambda i: states[i][2])
+        who = f"process {i} of {len(seen)} on {states[i][1]}"
+        self._leave(f"{who} is stuck: {now - ahead:.0f} s after step {states[i][2]}")
+
+  def _beat(self, count: int) -> dict[int, str]:
+    """Leaves this process's beat; the beats of all, none if the coordinator does not answer."""
+    beat = json.dumps([count, socket.gethostname(), self._step, self._word])
+    try:
+      self._client.key_value_set(f"{_FOLDER}/{jax.process_index()}", beat, True)
+      beats = self._client.key_value_dir_get(_FOLDER)
+    except jax.errors.JaxRuntimeError:
+      return {}
+    return {int(key.rpartition("/")[2]): value for key, value in beats}
+
+  def _leave(self, why: str) -> NoReturn:
+    """Ends the process from this thread: the main one may wait forever."""
+    self._hush()
+    print(f"error: {why}; {_REMEDY}", file=sys.stderr, flush=True)
+    if jax.process_index() == 0:
+      time.sleep(2 * _BEAT_SECONDS)
+    _end(LOST)
+
+  def _hush(self) -> None:
+    """The witness need not speak."""
+    if self._witness.poll() is None:
+      self._witness.communicate(b"\n")
+
+
+def _end(status: int) -> NoReturn:
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
+
+
+def _witness() -> subprocess.Popen:
+  """A shell that says why this process ended, should it end without a line to the shell."""
+  why = (
+    f"error: process {jax.process_index()} of {jax.process_count()} was ended, by jax if "
+    f"process 0, where all meet, was lost; {_REMEDY}"
+  )
+  program = ["sh", "-c", 'read line || echo "$1" >&2', "sh", why]
+  return subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def _client() -> Any:
+  """Of jax's coordinator, whose keys and values have no public name; Orbax uses it as well."""
+  from jax._src import distributed
+
+  return distributed.global_state.client
