@@ -181,6 +181,6 @@ def test_mistakes_are_named(fields, complaint):
 def test_fields_and_defaults():
   assert make_decoder({}) == Greedy(8)
   beam = make_decoder({"type": "beam", "num_beams": 3, "length_penalty": 2})
-  assert beam == Beam(8, 3, 2) and beam.branches == 3
+  assert beam == Beam(8, 3, 2.0) and beam.branches == 3
   assert make_decoder({"type": "sample", "top_k": 4}).branches == 1
   assert len(set(itertools.chain(DECODERS))) == 3

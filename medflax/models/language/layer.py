@@ -55,7 +55,7 @@ class Context(NamedTuple):
   mask: Bool[Array, "b t s"]
   distance: Int[Array, "_ t s"]
   bias: Float[Array, "_ heads t s"] | None
-  media: Float[Array, "b m latents dv"] | None
+  media: Float[Array, "b n latents dv"] | None
   media_mask: Bool[Array, "b t m"] | None
   index: Int[Array, ""] | None
   both_ways: Bool[Array, "b t s"] | None = None
