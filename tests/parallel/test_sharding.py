@@ -19,8 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def mesh():
-  # An abstract mesh stands for eight devices that this process does not have.
-  return jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
+  # An abstract mesh stands for sixteen devices that this process does not have.
+  return jax.sharding.AbstractMesh((1, 2, 2, 2, 2), sharding.AXES)
 
 
 def box(names, shape):
@@ -55,10 +55,29 @@ def test_bytes_per_device(mesh):
   assert sharding.bytes_per_device(abstract) == 8 * 16 * 4 // 4 + 3 * 2
 
 
+def test_activations_are_split_where_they_divide(mesh):
+  def spec(shape, *names):
+    with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+      traced = jax.make_jaxpr(lambda x: sharding.constrain(x, *names))(jnp.zeros(shape))
+    return [eqn.params["sharding"].spec for eqn in traced.eqns]
+
+  assert spec((8, 6, 4), "batch", "length", "act_embed") == [P(sharding.ROWS, "sequence", None)]
+  assert spec((8, 1, 4), "batch", "length", "act_embed") == [P(sharding.ROWS, None, None)]
+  assert spec((32, 5), "media", None) == [P(sharding.AXES, None)]
+
+
+def test_activations_are_left_alone_outside_of_a_run():
+  x = jnp.zeros((8, 6))
+  assert sharding.constrain(x, "batch", "length") is x
+
+
+def test_what_an_optimiser_keeps_of_another_rank_is_replicated(mesh):
+  assert sharding.state_shardings(box(("embed", "mlp"), (8,)), mesh).spec == P()
+
+
 PROGRAM = """
 import json, pathlib, sys
 import flax.linen as nn, jax, numpy as np
-from medflax import trainer
 from medflax.build import build, jit_train_step
 from medflax.checkpoint import Checkpointer
 from medflax.data import DATASETS
@@ -66,54 +85,72 @@ from medflax.data.pipeline import train_iterator
 from medflax.parallel import sharding
 from tests import nano
 
-root, folder, save, *sizes = sys.argv[1:]
-overrides = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), sizes))
-config = nano.config(pathlib.Path(root), train__batch_size="4", **overrides)
-parts = build(config)
-assert parts.mesh.size == np.prod([int(n) for n in sizes])
-dataset = DATASETS["folder"](config.data, 0)
-batches = train_iterator(dataset, parts.tokenizer, config, seed=0)
-state, losses = parts.create(0), []
-for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(parts.state)):
-  assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
-with jax.set_mesh(parts.mesh), nn.logical_axis_rules(sharding.RULES):
-  step = jit_train_step(parts)
-  for _ in range(3):
-    state, metrics = step(state, parts.put(next(batches)))
-    losses.append(float(metrics["loss"]))
-with Checkpointer(pathlib.Path(folder), keep=2) as checkpoints:
-  if save == "save":
-    checkpoints.save(3, state, b"here", {})
+root, folder, meshes = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), json.loads(sys.argv[3])
+
+def run(name, sizes, start):
+  overrides = {f"mesh__{axis}": str(size) for axis, size in sizes.items()}
+  config = nano.config(root, train__batch_size="8", train__num_steps="20", **overrides)
+  parts = build(config, devices=jax.devices()[: np.prod([1, *sizes.values()])])
+  batches = train_iterator(DATASETS["folder"](config.data, 0), parts.tokenizer, config, seed=0)
+  if start:
+    with Checkpointer(folder / start, keep=2) as checkpoints:
+      _, state, position = checkpoints.restore(parts.state)
+    batches.set_state(position)
   else:
-    _, restored, position = checkpoints.restore(parts.state)
-    assert position == b"here"
-    for path, leaf in restored.trainable.items():
-      assert leaf.sharding.is_equivalent_to(parts.state.trainable[path].sharding, leaf.ndim)
-      np.testing.assert_allclose(leaf, state.trainable[path], rtol=1e-3, atol=1e-5)
-print(json.dumps({"losses": losses, "split": sum(
-    not leaf.sharding.is_fully_replicated for leaf in state.trainable.values())}))
+    state = parts.create(0)
+  for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(parts.state)):
+    assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+  losses, split = [], sum(not x.sharding.is_fully_replicated for x in state.trainable.values())
+  with jax.set_mesh(parts.mesh), nn.logical_axis_rules(sharding.RULES):
+    step = jit_train_step(parts)
+    for i in range(10 if start else 0, 20):
+      state, metrics = step(state, parts.put(next(batches)))
+      losses.append(float(metrics["loss"]))
+      if i == 9:
+        with Checkpointer(folder / name, keep=2) as checkpoints:
+          checkpoints.save(10, state, batches.get_state(), {})
+  batches.close()
+  return losses, split
+
+found, before = {}, ""
+for name, sizes in meshes.items():
+  found[name] = run(name, sizes, "")
+for name, sizes in meshes.items():
+  before = before or list(meshes)[-1]
+  found[f"{before}, then {name}"] = run(name, sizes, before)
+  before = name
+print(json.dumps(found))
 """
+
+MESHES = {
+  "one": {"data": 1},
+  "data": {"data": 8},
+  "fsdp": {"data": 1, "fsdp": 8},
+  "tensor": {"data": 1, "tensor": 8},
+  "sequence": {"data": 1, "sequence": 8},
+  "mixed": {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2},
+  "slices": {"replica": 2, "data": 2, "fsdp": 2},
+}
 
 
 @pytest.mark.slow
-def test_eight_devices_train_as_one_does(tmp_path):
-  """Data, FSDP and tensor parallelism together; and a checkpoint moves to another mesh."""
+@pytest.mark.timeout(1800)
+def test_eight_devices_train_as_one_does_however_they_are_arranged(tmp_path):
+  """Twenty steps; and every arrangement goes on from another's checkpoint of step 10."""
   images = nano.write_images(tmp_path / "images")
-
-  def run(devices, save, *sizes):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    done = subprocess.run(
-      [sys.executable, "-c", PROGRAM, images, tmp_path / "checkpoints", save, *map(str, sizes)],
-      cwd=ROOT,
-      env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-  one = run(1, "save", 1, 1, 1)
-  eight = run(8, "restore", 2, 2, 2)
-  assert one["split"] == 0 and eight["split"] > 10
-  np.testing.assert_allclose(eight["losses"], one["losses"], rtol=0, atol=1e-5)
+  flags = "--xla_force_host_platform_device_count=8"
+  done = subprocess.run(
+    [sys.executable, "-c", PROGRAM, images, tmp_path / "checkpoints", json.dumps(MESHES)],
+    cwd=ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert len(found) == 2 * len(MESHES)
+  losses, split = found["one"]
+  assert split == 0 and found["fsdp"][1] > 10 and found["mixed"][1] > 10
+  for name, (others, _) in found.items():
+    np.testing.assert_allclose(others, losses[-len(others) :], rtol=0, atol=1e-5, err_msg=name)
