@@ -169,6 +169,7 @@ class FewshotVQA:
       for seed in range(settings.num_seeds if k else 1):
         episodes = support.episodes(k, self.context.seed + seed)
         asked = [asker.trial(episodes[i], index=i, seed=seed) for i in range(len(episodes))]
+        asked = [dataclasses.replace(t, alike=bool(self._demonstrations.weights)) for t in asked]
         draw = (self.context.seed, k, seed)[: 2 + (seed > 0)]
         trials += asked + under_controls(asked, settings.controls, draw, notes)
     features.finish()

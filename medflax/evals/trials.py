@@ -3,7 +3,7 @@
 All but the last change the media alone; every token stays as it is.
 
 * `shuffled`: the query's media are those of one of its support samples, at random; without support,
-  those of another group's query. All queries of one group get the same ones (the same place in the
+  or where the support was chosen because it looks like the query, those of another group's query. All queries of one group get the same ones (the same place in the
   support), so a design that balances its answers within groups stays balanced exactly. Media from
   outside the episode would resemble no example: a model that sees well would find no answer to
   give, and score below chance.
@@ -42,6 +42,7 @@ class Trial:
     bare: the same without media.
     shown: the media of each support sample, then those of the query.
     blank_rows: what stands for all of them, in this order, when they are blanked.
+    alike: whether the support was chosen for being like the query.
     candidates: the answers that are weighed, as text.
     reply: once there is one.
     scores: of the reply, by metric.
@@ -56,6 +57,7 @@ class Trial:
   shown: tuple[Shown, ...]
   blank_rows: tuple[int, ...]
   seed: int = 0
+  alike: bool = False
   candidates: tuple[str, ...] = ()
   reply: Reply = UNASKED
   scores: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -96,7 +98,7 @@ Control = Callable[[Sequence[Trial], Sequence[int]], list[Trial | None]]
 
 
 def shuffled(trials: Sequence[Trial], seed: Sequence[int]) -> list[Trial | None]:
-  """The query with the media of an example, or of another group's query if there is none."""
+  """The query with the media of an example, or of another group's query."""
   groups: dict[tuple[str, ...], dict[str, Shown]] = defaultdict(dict)
   for trial in trials:
     groups[trial.kinds].setdefault(trial.group, trial.shown[-1])
@@ -108,10 +110,10 @@ def shuffled(trials: Sequence[Trial], seed: Sequence[int]) -> list[Trial | None]
 
   def changed(trial: Trial) -> Trial | None:
     support = trial.shown[:-1]
-    alike = [shown for shown in support if trial.kinds and kinds_of(shown) == trial.kinds]
-    if alike:
-      place = np.random.default_rng((*seed, numbers[trial.group])).integers(len(alike))
-      return trial.showing("shuffled", rows_of(*support, alike[int(place)]))
+    same = [shown for shown in support if trial.kinds and kinds_of(shown) == trial.kinds]
+    if same and not trial.alike:
+      place = np.random.default_rng((*seed, numbers[trial.group])).integers(len(same))
+      return trial.showing("shuffled", rows_of(*support, same[int(place)]))
     found = foreign.get((trial.kinds, trial.group), ())
     return trial.showing("shuffled", rows_of(*support, found)) if found else None
 

@@ -1,5 +1,7 @@
 """The blind controls' properties."""
 
+import dataclasses
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,3 +117,13 @@ def test_text_only_shows_nothing_and_marks_nothing(queries, num_shots):
     assert (changed is None) == (not trial.kinds)
     if changed is not None:
       assert changed.question is trial.bare
+
+
+@given(QUERIES, st.integers(1, 3), st.integers(0, 9))
+def test_examples_that_look_like_the_query_are_no_control(queries, num_shots, seed):
+  asked = [dataclasses.replace(t, alike=True) for t in trials(queries, num_shots)]
+  owner = {row: t.group for t in asked for row in rows_of(t.shown[-1])}
+  for trial, rows in zip(asked, under("shuffled", asked, (seed, 0)), strict=True):
+    if rows:
+      shown = rows[-len(trial.kinds) :]
+      assert trial.group not in {owner[row] for row in shown}
