@@ -3,10 +3,10 @@
 All but the last change the media alone; every token stays as it is.
 
 * `shuffled`: the query's media are those of one of its support samples, at random; without support,
-  or where the support was chosen because it looks like the query, those of another group's query. All queries of one group get the same ones (the same place in the
-  support), so a design that balances its answers within groups stays balanced exactly. Media from
-  outside the episode would resemble no example: a model that sees well would find no answer to
-  give, and score below chance.
+  or where the support was chosen because it looks like the query, those of another group's query.
+  All queries of one group get the same ones (the same place in the support), so a design that
+  balances its answers within groups stays balanced exactly. Media from outside the episode would
+  resemble no example: a model that sees well would find no answer to give, and score below chance.
 * `no_image`: all media of the prompt are zeros. The tokens that mark them stay, so the prompt is
   the same to the last token and only the pixels are gone.
 * `text_only`: the prompt without media and the tokens that mark them: what the words alone tell.
