@@ -72,3 +72,26 @@ def chip_of(device_kind: str) -> Chip:
   if chip is None:
     raise UserError(f"no figures for {device_kind!r}; known: {', '.join(CHIPS)}")
   return chip
+
+
+_SQUARES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = (
+  *("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16"),
+  "16x16x16",
+)
+# Slices of TPUs that can be had, by the chips along each dimension.
+TOPOLOGIES = {"v4": _CUBES, "v5p": _CUBES, "v5e": _SQUARES, "v6e": _SQUARES}
+
+
+def check_topology(name: str) -> Chip:
+  """The chip of a slice such as `v5e:4x4`; raises UserError for one that cannot be had."""
+  generation, _, shape = name.partition(":")
+  if generation not in TOPOLOGIES:
+    raise UserError(
+      f"unknown topology {name!r}: known are {', '.join(TOPOLOGIES)}, as in v5e:4x4 or v5p:4x4x4"
+    )
+  if shape not in TOPOLOGIES[generation]:
+    raise UserError(
+      f"unknown topology {name!r}; of {generation} there are {', '.join(TOPOLOGIES[generation])}"
+    )
+  return CHIPS[generation]
