@@ -66,6 +66,9 @@ EXTRAS_REQUIRE = {
   "gguf": ["gguf>=0.17"],  # dequantises the checkpoints of llama.cpp
   "metrics": METRICS,
   "tpu": ["jax[tpu]>=0.10"],
+  # The same packages, for a machine without TPUs: libtpu, in the version that jax pins, has the
+  # compiler that medflax.tools.aot asks. 700 MB that training on CPUs never needs.
+  "aot": ["jax[tpu]>=0.10"],
   "cuda": ["jax[cuda13]>=0.10"],
   "apps": ["gradio>=5.0"],
 }
