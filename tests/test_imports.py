@@ -47,6 +47,9 @@ LAYERS = {
   ),
   "train_step": ("models", "peft", "utils"),
   "summary": ("parallel", "train_step"),
+  "analysis": ("models", "utils"),
+  "analysis.programs": ("analysis", "build", "inference", "models", "parallel", "utils"),
+  "speed": ("analysis",),
   "build": (
     "data",
     "data.pipeline",
@@ -65,7 +68,7 @@ LAYERS = {
   "api": ("data", "evals", "inference", "loading", "utils"),
   "trainer": (
     *("build", "checkpoint", "config", "data", "data.pipeline", "evals", "interrupt"),
-    *("metric_writer", "optim", "parallel", "report", "summary", "train_step", "utils"),
+    *("metric_writer", "optim", "parallel", "report", "speed", "summary", "train_step", "utils"),
     "workdir",
   ),
   "main": ("config", "parallel", "trainer", "utils"),
@@ -82,7 +85,7 @@ NEVER = {
   "config": {"jax", "jaxlib", "flax"},  # a mistyped flag is told at once
 }
 # Extras, which are imported inside the function that needs them.
-OPTIONAL = {"gguf", "nltk", "pyarrow", "rouge_score", "sacrebleu"}
+OPTIONAL = {"gguf", "libtpu", "nltk", "pyarrow", "rouge_score", "sacrebleu"}
 # Where an import is named otherwise than its distribution.
 DISTRIBUTIONS = {
   "PIL": "pillow",
