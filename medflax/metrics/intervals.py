@@ -4,10 +4,10 @@ Groups are patients, cases or episode families: spreads are taken between groups
 are resampled, not samples (Davison & Hinkley, "Bootstrap Methods and their Application", section
 3.8). Which interval is used for which numbers was chosen by simulation, `benchmarks/statistics.py`:
 
-* Of scores that are 0 or 1, Wilson's interval with as many independent samples as the spread
-  between groups tells, and Student's quantile (Korn & Graubard 1998; Dean & Pagano 2015). It does
-  not leave [0, 1], and does not collapse if all answers are right.
-* Of other scores, the studentised bootstrap (Efron 1982; Hall 1992).
+* Of scores from 0 to 1, Wilson's interval with as many independent samples as the spread between
+  groups tells, and Student's quantile (Korn & Graubard 1998; Dean & Pagano 2015). It does not leave
+  [0, 1], and does not collapse if all answers are right.
+* Of other scores, and of weighted ones, the studentised bootstrap (Efron 1982; Hall 1992).
 * Of a number of the whole set, the percentiles of resamples, widened for few groups (Hesterberg
   2015, "What teachers should know about the bootstrap").
 """
@@ -75,6 +75,10 @@ class Clusters:
     """Student's, of 95 %."""
     return float(special.stdtrit(len(self.sums) - 1, _TAIL))
 
+  def plus(self, *values: float) -> "Clusters":
+    """With more groups of one sample each."""
+    return Clusters(np.append(self.sums, values), np.append(self.totals, np.ones(len(values))))
+
 
 def bootstrap(
   values: Values,
@@ -86,10 +90,9 @@ def bootstrap(
 ) -> Measurement:
   """The (weighted) mean of `values` with a 95 % interval from the spread between groups.
 
-  The standard error is that of linearisation. Values that are all 0 or 1 have Wilson's interval,
-  others the studentised bootstrap's, which does not leave [0, 1] if they do not. A single group
-  tells nothing about the spread: its interval is [0, 1] if its values are all 0 or 1, else it
-  collapses onto the value, as that of equal values does.
+  The standard error is that of linearisation. Values that are all 0 or 1 have Wilson's interval, as
+  have values from 0 to 1 without weights; others have the studentised bootstrap's. A single group
+  tells nothing about the spread: Wilson's interval is [0, 1] then, the other collapses.
 
   Args:
     values: one number per sample.
@@ -103,6 +106,7 @@ def bootstrap(
     UserError: if there is no sample, a value is not finite, or all weights are 0.
   """
   values = np.asarray(values, np.float64)
+  equal = weights is None
   weights = np.ones_like(values) if weights is None else np.asarray(weights, np.float64)
   if not len(values) == len(groups) == len(weights):
     raise ValueError(f"{len(values)} values, {len(groups)} groups, {len(weights)} weights")
@@ -111,11 +115,13 @@ def bootstrap(
     raise UserError(f"cannot average: the weights of all {len(values)} samples are 0")
   clusters = _clusters(values, weights, groups)
   if np.isin(values, (0, 1)).all():
-    interval = _wilson(clusters)
+    interval = _wilson(clusters, _independent(clusters))
+  elif equal and values.min() >= 0 and values.max() <= 1:
+    # Rare values far off may be missing by chance: it is as if one of each end were there.
+    more = clusters.plus(0.0, 1.0)
+    interval = _wilson(clusters, more.mean * (1 - more.mean) / more.variance)
   else:
     interval = studentised(clusters, seed, num_resamples)
-    if values.min() >= 0 and values.max() <= 1:
-      interval = _clipped(interval, 0.0, 1.0)
   return Measurement(clusters.mean, clusters.variance**0.5, interval, len(values))
 
 
@@ -235,22 +241,22 @@ def _clusters(
   return Clusters(sums[totals > 0], totals[totals > 0])  # a group without weight says nothing
 
 
-def _wilson(clusters: Clusters) -> Interval:
-  """Wilson's interval (1927) of a share of as many samples as would have this variance.
+def _independent(clusters: Clusters) -> float:
+  """How many independent samples would have this variance.
 
-  Where there is no spread, every group counts as one sample (Kish's number, if they differ in
-  size): the least they can tell.
+  Where there is no spread, every group counts as one (Kish's number, if they differ in size): the
+  least they can tell.
   """
-  if len(clusters.sums) == 1:
-    return 0.0, 1.0
   mean, variance = clusters.mean, clusters.variance
   least = clusters.totals.sum() ** 2 / (clusters.totals**2).sum()
-  count = mean * (1 - mean) / variance if variance > 1e-12 else least
-  a = clusters.quantile**2 / count
+  return mean * (1 - mean) / variance if variance > 1e-12 else float(least)
+
+
+def _wilson(clusters: Clusters, count: float) -> Interval:
+  """Wilson's interval (1927) of a share of so many independent samples."""
+  if len(clusters.sums) == 1:
+    return 0.0, 1.0
+  mean, a = clusters.mean, clusters.quantile**2 / count
   centre = (mean + a / 2) / (1 + a)
   half = (a * mean * (1 - mean) + a * a / 4) ** 0.5 / (1 + a)
-  return _clipped((centre - half, centre + half), 0.0, 1.0)
-
-
-def _clipped(interval: Interval, low: float, high: float) -> Interval:
-  return max(low, float(interval[0])), min(high, float(interval[1]))
+  return max(0.0, centre - half), min(1.0, centre + half)

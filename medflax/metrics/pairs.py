@@ -100,9 +100,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _with_one_more_each(clusters: Clusters) -> Interval:
-  more = Clusters(np.append(clusters.sums, [1.0, -1.0]), np.append(clusters.totals, [1.0, 1.0]))
   if len(clusters.sums) == 1:
     return -1.0, 1.0
+  more = clusters.plus(1.0, -1.0)
   half = clusters.quantile * more.variance**0.5
   return max(-1.0, more.mean - half), min(1.0, more.mean + half)
 

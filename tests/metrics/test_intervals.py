@@ -77,6 +77,16 @@ def test_answers_that_are_all_alike_still_have_an_interval(value, low, high):
   assert fewer[1] - fewer[0] > 2 * (high - low)  # ten patients tell less than forty
 
 
+def test_shares_allow_for_what_was_not_seen():
+  values = [0.1, 0.15, 0.2, 0.15] * 10
+  low, high = bootstrap(values, [""] * 40, seed=0).ci95
+  assert 0.1 < low < 0.15 < high < 0.25
+  assert high - 0.15 > 0.15 - low
+  # With samples enough it is Student's.
+  many = bootstrap(values * 50, [""] * 2000, seed=0)
+  assert (many.ci95[1] - many.ci95[0]) / many.stderr == pytest.approx(2 * 1.96, rel=0.2)
+
+
 def test_a_skewed_mean_has_an_uneven_interval():
   values = np.random.default_rng(0).exponential(size=60)
   measured = bootstrap(values, [""] * 60, seed=0)
@@ -106,7 +116,8 @@ def test_groups_without_weight_say_nothing():
 
 
 def test_one_sample():
-  assert bootstrap([0.25], ["a"], seed=0) == Measurement(0.25, 0.0, (0.25, 0.25), 1)
+  assert bootstrap([0.25], ["a"], seed=0) == Measurement(0.25, 0.0, (0.0, 1.0), 1)
+  assert bootstrap([2.5], ["a"], seed=0) == Measurement(2.5, 0.0, (2.5, 2.5), 1)
   assert bootstrap([1], ["a"], seed=0) == Measurement(1.0, 0.0, (0.0, 1.0), 1)
 
 
