@@ -100,6 +100,7 @@ def _pretrained_scale(config: ConfigDict) -> None:
   config.optimizer.decay = ".*/xattn/.*"
   config.prompt.update(dict(question="Question:{question} Short answer:", answer="{answer}"))
   config.mesh.update(data=1, fsdp=-1)
+  config.train.frozen_dtype = "bfloat16"
 
 
 def three_b(config: ConfigDict) -> None:

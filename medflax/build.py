@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from medflax import optim, peft
 from medflax.data.documents import IMAGE
@@ -28,6 +28,7 @@ from medflax.train_step import TrainState, create_state, train_step
 from medflax.utils import UserError
 
 ONE_IMAGE = {IMAGE: 1}
+LOGIT_BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,8 @@ def build(
     args, kwargs = model_inputs({k: jnp.asarray(x) for k, x in row.items()})
     params = model.init(key, *args, **kwargs)["params"]
     params = peft.add(jax.random.fold_in(key, 1), params, config.to_dict()["peft"])
-    return create_state(params, config.trainable, tx, ema=config.train.ema > 0)
+    state = create_state(params, config.trainable, tx, ema=config.train.ema > 0)
+    return state.replace(frozen=optim.cast(state.frozen, config.train.frozen_dtype))
 
   boxed = jax.eval_shape(init, jax.random.key(0))
   _check_media_tokens(config, model, boxed.params, batch)
@@ -156,6 +158,19 @@ def _initialised(state: TrainState, config: ml_collections.ConfigDict) -> TrainS
   return state.replace(**{name: merge_weights(flat, weights) for name, flat in parts.items()})
 
 
+def loss_chunk(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> int:
+  """Tokens of a row whose logits are made at once, from `train.loss_chunk`; 0: of all.
+
+  Left to itself (-1), as many as a device's float32 logits in `LOGIT_BYTES` are of.
+  """
+  if config.train.loss_chunk != -1:
+    return config.train.loss_chunk
+  ways = sharding.num_row_shards(mesh) * mesh.shape["sequence"] * mesh.shape["tensor"]
+  rows = config.train.batch_size / config.optimizer.accumulate
+  fit = int(LOGIT_BYTES * ways / (4 * rows * config.model.lm.vocab_size))
+  return 0 if fit >= config.data.max_tokens else max(fit, 1)
+
+
 def jit_train_step(parts: Parts) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """The compiled `(state, batch) -> (state, metrics)`; the state passed in is donated."""
   config = parts.config
@@ -165,6 +180,7 @@ def jit_train_step(parts: Parts) -> Callable[..., tuple[TrainState, dict[str, ja
     tx=parts.tx,
     rng=jax.random.fold_in(jax.random.key(config.seed), 1),  # init took the key itself
     z_loss=config.train.z_loss,
+    loss_chunk=loss_chunk(config, parts.mesh),
     accumulate=config.optimizer.accumulate,
     ema=config.train.ema,
   )

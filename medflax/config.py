@@ -76,6 +76,8 @@ SCHEMA = {
     "z_loss": float,
     "max_bad_steps": int,
     "ema": float,
+    "frozen_dtype": str,
+    "loss_chunk": int,
     "hang_seconds": float,
   },
   "optimizer": {
@@ -93,10 +95,12 @@ SCHEMA = {
     "accumulate": int,
     "lr_multipliers": tuple,
   },
+  "profile": {"steps": tuple},
   "checkpoint": {"every": int, "keep": int, "allow_config_change": bool},
   "mesh": {"replica": int, "data": int, "fsdp": int, "sequence": int, "tensor": int},
   "evals": Mapping,
 }
+DTYPES = dict.fromkeys(("float32", "bfloat16", "float16"))
 OPTIONAL_PARTS = ("tower", "connector", "fusion")  # {}: the model has none
 SOURCE_FIELDS = {"source": str, "root": str, "on_bad_sample": str, "exclude": str}  # of a mixture
 TASK_FIELDS = {"task": str, "num_shots": (int, tuple), "weight": float, "targets": str}
@@ -222,6 +226,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
   for name in NOT_NEGATIVE:
     if not 0 <= flat[name] < float("inf"):
       raise UserError(f"config.{name} must not be negative or infinite, got {flat[name]}")
+  steps = tuple(config.profile.steps)
+  if steps and not (
+    len(steps) == 2 and all(type(s) is int for s in steps) and 0 < steps[0] <= steps[1]
+  ):
+    raise UserError(f"config.profile.steps must be () or (first, last), got {steps}")
+  if config.train.loss_chunk < -1:
+    raise UserError(f"config.train.loss_chunk must be at least -1, got {config.train.loss_chunk}")
   for name, entry in config.data.train.items():
     _check_section(entry, TASK_FIELDS, f"config.data.train.{name}")
   if not 0 < config.data.temperature < float("inf"):
@@ -289,6 +300,7 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
   media_chain.build_chains(_plain(config.data.transforms))
   for name, entry in config.data.train.items():
     pick(documents.TARGETS, entry.targets, f"config.data.train.{name}.targets")
+  pick(DTYPES, config.train.frozen_dtype, "config.train.frozen_dtype")
   pick(optim.OPTIMIZERS, config.optimizer.type, "config.optimizer.type")
   pick(optim.SCHEDULES, config.optimizer.schedule, "config.optimizer.schedule")
   for name, section in config.evals.items():

@@ -68,6 +68,8 @@ def base_config(name: str, variant: str) -> ConfigDict:
     z_loss=0.0,
     max_bad_steps=10,  # stop after so many non-finite steps in a row
     ema=0.0,  # decay of the weights' moving average, which is then evaluated; 0: none
+    frozen_dtype="float32",  # of weights that are not trained; the others are float32
+    loss_chunk=-1,  # tokens of a row whose logits are in memory at once; 0: all; -1: what fits
     hang_seconds=1800.0,  # a process that is so long behind the others ends the run
   )
   config.optimizer = dict(
@@ -85,6 +87,7 @@ def base_config(name: str, variant: str) -> ConfigDict:
     accumulate=1,  # micro-batches that a batch is cut into
     lr_multipliers=(),  # pairs (regex, factor)
   )
+  config.profile = dict(steps=())  # (first, last): a trace of these is written to the workdir
   config.checkpoint = dict(every=200, keep=2, allow_config_change=False)
   config.mesh = dict(  # of devices; -1: what is left
     replica=1,  # groups that each hold all weights, one a slice or island of fast links
@@ -129,6 +132,7 @@ def published_scale(config: ConfigDict, **optimizer: Any) -> None:
   """Bfloat16 on sharded weights; the defaults of Hugging Face's Trainer, but for `optimizer`."""
   config.model.dtype, config.model.remat = "bfloat16", "full"
   config.mesh.update(data=1, fsdp=-1)
+  config.train.frozen_dtype = "bfloat16"
   config.optimizer.update(dict(weight_decay=0.0, b2=0.999, final_lr_fraction=0.0) | optimizer)
 
 

@@ -1,12 +1,14 @@
 """Where numbers go: `metrics.jsonl`, TensorBoard events, and the terminal."""
 
+import contextlib
 import json
 import logging
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -88,6 +90,14 @@ def _lines(path: pathlib.Path) -> list[str]:
   return path.read_text().splitlines() if path.exists() else []
 
 
+@runtime_checkable
+class Data(Protocol):
+  """What tells of the data: seconds that were spent waiting for them, and totals so far."""
+
+  wait_seconds: float
+  counters: Mapping[str, int]
+
+
 class Window:
   """What the steps since the last log entry measured, left on the devices until then.
 
@@ -96,34 +106,63 @@ class Window:
 
   AHEAD = 2
 
-  def __init__(self, rows: int, waited: Callable[[], float]):
-    """Args: rows of a batch; a clock of the seconds spent waiting for data."""
-    self._rows, self._waited = rows, waited
+  def __init__(self, rows: int, data: Data, shares: int = 1):
+    """Starts the clock.
+
+    Args:
+      rows: of a batch.
+      data: where batches come from.
+      shares: how many such sources a batch has, this one among them.
+    """
+    self._rows, self._data, self._shares = rows, data, shares
     self._metrics: list[Mapping[str, jax.Array]] = []
     self.restart_clock()
 
   def restart_clock(self) -> None:
     """Leaves what came before (compilation, an evaluation) out of the speed."""
-    self._timed, self._start, self._waited_before = 0, time.perf_counter(), self._waited()
+    self._timed, self._start = 0, time.perf_counter()
+    self._spent = dict.fromkeys(("launch", "device", "save"), 0.0)
+    self._waited_before, self._counted_before = self._data.wait_seconds, dict(self._data.counters)
+
+  @contextlib.contextmanager
+  def spent(self, on: str) -> Iterator[None]:
+    """Counts the seconds within as spent on "launch", "device" or "save"."""
+    start = time.perf_counter()
+    try:
+      yield
+    finally:
+      self._spent[on] += time.perf_counter() - start
 
   def add(self, metrics: Mapping[str, jax.Array]) -> None:
     """Takes the metrics of one launched step."""
     self._metrics.append(metrics)
     self._timed += 1
-    jax.block_until_ready(self._metrics[-self.AHEAD - 1 : -self.AHEAD])
+    with self.spent("device"):
+      jax.block_until_ready(self._metrics[-self.AHEAD - 1 : -self.AHEAD])
 
   def close(self) -> dict[str, int | float]:
-    """Fetches and forgets: means over the steps; speed where at least one step was timed."""
-    fetched, self._metrics = jax.device_get(self._metrics), []
-    seconds, waited = time.perf_counter() - self._start, self._waited() - self._waited_before
+    """Fetches and forgets: means over the steps; speed where at least one step was timed.
+
+    What is left of the time besides `data_wait`, `launch_wait`, `device_wait` and `save_wait`,
+    shares of it, is the loop's own.
+    """
+    with self.spent("device"):
+      fetched, self._metrics = jax.device_get(self._metrics), []
+    seconds = time.perf_counter() - self._start
     scalars = {
       f"train/{name}": float(np.mean([metrics[name] for metrics in fetched]))
       for name in ("loss", "accuracy", "grad_norm")
     }
     scalars["train/bad_steps"] = int(fetched[-1]["bad_total"])
     if self._timed:
+      scalars["train/step_seconds"] = seconds / self._timed
       scalars["train/samples_per_s"] = self._timed * self._rows / seconds
-      scalars["train/data_wait"] = waited / seconds
+      for name in ("tokens", "media"):
+        counted = self._data.counters.get(name, 0) - self._counted_before.get(name, 0)
+        scalars[f"train/{name}_per_s"] = counted * self._shares / seconds
+      scalars["train/data_wait"] = (self._data.wait_seconds - self._waited_before) / seconds
+      for on, spent in self._spent.items():
+        scalars[f"train/{on}_wait"] = spent / seconds
     self.restart_clock()
     return scalars
 

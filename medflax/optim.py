@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -44,7 +46,24 @@ def _adamw(config: ml_collections.ConfigDict, learning_rate) -> optax.GradientTr
   )
 
 
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": _adamw}
+def _adafactor(config: ml_collections.ConfigDict, learning_rate) -> optax.GradientTransformation:
+  """Adafactor (Shazeer & Stern 2018) without momentum: memory of a row and a column a matrix.
+
+  Steps are not relative to the weights' size, as in ViT-22B and PaLM, so that learning rates are
+  AdamW's; `b1`, `b2` and `eps` do not matter.
+  """
+  return optax.chain(
+    optax.scale_by_factored_rms(),
+    optax.clip_by_block_rms(1.0),
+    optax.add_decayed_weights(config.weight_decay, mask=matching(config.decay)),
+    optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+  "adamw": _adamw,
+  "adafactor": _adafactor,
+}
 
 
 def make_optimizer(
@@ -71,6 +90,12 @@ def make_optimizer(
 def matching(pattern: str) -> Callable[[Mapping[str, Any]], dict[str, bool]]:
   """A mask function for optax: True for leaves whose whole path matches `pattern`."""
   return lambda flat: {path: re.fullmatch(pattern, path) is not None for path in flat}
+
+
+def cast(tree: Any, dtype: str) -> Any:
+  """The tree with its floating-point leaves in another dtype."""
+  to = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+  return jax.tree.map(to, tree)
 
 
 def compile_regex(pattern: str, where: str) -> re.Pattern:

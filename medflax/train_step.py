@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct, traverse_util
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from medflax import peft
+from medflax.models.chunks import LogitSums
 from medflax.models.vlm import model_inputs
 
 Flat = Any  # dict[str, leaf]; a tree transformation may put anything in its place
@@ -91,13 +92,31 @@ def cross_entropy(
   `z_loss` times the squared log-normaliser keeps logits near zero (PaLM, Chowdhery et al. 2022).
   """
   targets, weights = batch["tokens"][:, shift:], target_weights(batch, shift)
-  logits = logits[:, : targets.shape[1]].astype(jnp.float32)
+  return summed_loss(logits[:, : targets.shape[1]], targets, weights, z_loss)
+
+
+def summed_loss(
+  logits: Float[Array, "b t vocab"],
+  targets: Int[Array, "b t"],
+  weights: Float[Array, "b t"],
+  z_loss: float,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+  """`cross_entropy` of each token's logits with its target."""
+  logits = logits.astype(jnp.float32)
   log_z = jax.nn.logsumexp(logits, axis=-1)
   # Tokens that are never predicted have no logits, and weight 0: any finite number will do.
   nll = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="clip")[..., 0]
   hits = (logits.argmax(-1) == targets) * weights
   sums = {"loss": (nll * weights).sum(), "accuracy": hits.sum()}
   return sums["loss"] + z_loss * (jnp.square(log_z) * weights).sum(), sums
+
+
+def all_targets(
+  batch: Mapping[str, Array], shift: int
+) -> tuple[Int[Array, "b t"], Float[Array, "b t"]]:
+  """The target of every token and its weight, which is 0 at the last `shift`."""
+  ends = lambda x: jnp.pad(x, ((0, 0), (0, shift)))
+  return ends(batch["tokens"][:, shift:]), ends(target_weights(batch, shift))
 
 
 def _summed(gradients: Callable, batch: Mapping[str, Array], accumulate: int) -> Any:
@@ -123,11 +142,13 @@ def train_step(
   tx: optax.GradientTransformation,
   rng: Array,
   z_loss: float = 0.0,
+  loss_chunk: int = 0,
   accumulate: int = 1,
   ema: float = 0.0,
 ) -> tuple[TrainState, dict[str, Array]]:
   """One update from the mean loss per target of the whole batch, in `accumulate` micro-batches.
 
+  Of each row the logits of `loss_chunk` tokens are in memory at once; 0: of all.
   `model` is a `medflax.models.VLM` or whatever has its `__call__`, `hide` and `shift`.
 
   Where the loss or a gradient is not finite, the weights and the optimiser's state stay as they
@@ -140,8 +161,13 @@ def train_step(
     args, kwargs = model_inputs(model.hide(rows))
     rngs = {"dropout": jax.random.fold_in(rng, index)}
     params = state.replace(trainable=trainable).params
-    logits = model.apply({"params": params}, *args, **kwargs, rngs=rngs)
-    sums = cross_entropy(logits, rows, z_loss, model.shift)
+    if loss_chunk:
+      of = lambda logits, rows: summed_loss(logits, *rows, z_loss)
+      kwargs["sums"] = LogitSums(of, all_targets(rows, model.shift), loss_chunk)
+      sums = model.apply({"params": params}, *args, **kwargs, rngs=rngs)
+    else:
+      logits = model.apply({"params": params}, *args, **kwargs, rngs=rngs)
+      sums = cross_entropy(logits, rows, z_loss, model.shift)
     return jax.tree.map(lambda x: x / num_targets, sums)
 
   def gradients(rows, index):

@@ -26,6 +26,7 @@ from medflax.evals import EVALUATORS, EvalContext, Evaluator
 from medflax.interrupt import Interrupt, Stopped
 from medflax.metric_writer import MetricWriter, Progress, Window, log_to_console
 from medflax.parallel import processes, sharding
+from medflax.speed import Launcher, Utilisation, peak_memory
 from medflax.utils import UserError
 
 log = logging.getLogger("medflax")
@@ -58,12 +59,12 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, command: 
   with processes.Watch(hang_seconds=config.train.hang_seconds) as watch:
     try:
       _train(config, workdir, command, watch)
+      processes.gather(None)  # nobody leaves before the first has reported
     except UserError:
       raise
     except (jax.errors.JaxRuntimeError, ValueError):
       watch.explain()
       raise
-    processes.gather(None)  # nobody leaves before the first has reported
 
 
 def _train(
@@ -168,12 +169,21 @@ class Run:
       self._evaluate(writer)  # what a kill right after the save cut off
     if self.step == config.num_steps:
       return
+    utilisation = self._utilisation()
     began, before, first = time.monotonic(), writer.last.get("train/seconds", 0.0), self.step + 1
-    step_fn = jit_train_step(self.parts)
-    with self._batches() as batches, Progress(self.step, config.num_steps) as progress:
-      window = Window(config.batch_size, lambda: batches.wait_seconds)
+    launch = Launcher(
+      jit_train_step(self.parts), self.config.profile.steps, self.workdir / "profile"
+    )
+    _, shares = sharding.data_share(self.parts.mesh)
+    with (
+      launch,
+      self._batches() as batches,
+      Progress(self.step, config.num_steps) as progress,
+    ):
+      window = Window(config.batch_size, batches, shares)
       for batch in itertools.islice(batches, config.num_steps - self.step):
-        self.state, metrics = step_fn(self.state, batch)
+        with window.spent("launch"):
+          self.state, metrics = launch(self.step + 1, self.state, batch)
         self.step, self.position = self.step + 1, batches.get_state()
         self._watch.note(self.step)
         window.add(metrics)
@@ -185,6 +195,9 @@ class Run:
         last = self.step == config.num_steps
         if self._logs():
           scalars = window.close()
+          if seconds := scalars.get("train/step_seconds"):
+            scalars |= utilisation(seconds) | peak_memory()
+          scalars["train/recompilations"] = launch.recompilations
           scalars["train/lr"] = self._learning_rate(scalars["train/bad_steps"])
           scalars["train/seconds"] = before + time.monotonic() - began
           scalars |= {f"data/{name}": total for name, total in self._counters(batches).items()}
@@ -193,7 +206,8 @@ class Run:
         if self.step % min(config.log_every, config.max_bad_steps) == 0:
           self._check_finite(int(metrics["bad_in_a_row"]))
         if last or (every and self.step % every == 0):
-          self._save(checkpoints)
+          with window.spent("save"):
+            self._save(checkpoints)
         self._check_interrupt()
         if self._evaluate(writer):
           window.restart_clock()
@@ -218,6 +232,10 @@ class Run:
     finally:
       batches.close()
       iterator.close()
+
+  def _utilisation(self) -> Utilisation:
+    parts = self.parts
+    return Utilisation(parts.model, parts.state, parts.batch, parts.mesh)
 
   def _counters(self, batches: prefetch_to_device) -> dict[str, int]:
     """Of all processes' data, those that several read counted once."""

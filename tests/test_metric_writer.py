@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 
@@ -37,33 +38,46 @@ def test_resuming_drops_the_future_and_a_torn_line(tmp_path):
   assert {"step": 2, "c": 9} in lines(tmp_path)
 
 
+@dataclasses.dataclass
+class Data:
+  """What a window reads of the data."""
+
+  wait_seconds: float = 0.0
+  counters: dict = dataclasses.field(default_factory=dict)
+
+
 def step_metrics(loss, bad=0):
   values = {"loss": loss, "accuracy": 0.5, "grad_norm": 1.0, "bad_total": bad, "bad_in_a_row": 0}
   return {name: jnp.asarray(value) for name, value in values.items()}
 
 
 def test_a_window_averages_its_steps_and_starts_anew(monkeypatch):
-  now, waited = [0.0], [5.0]
+  now, data = [0.0], Data(wait_seconds=5.0, counters={"tokens": 100})
   monkeypatch.setattr("time.perf_counter", lambda: now[0])
-  window = Window(8, lambda: waited[0])
+  window = Window(8, data, shares=2)
   window.add(step_metrics(9.0))
   now[0] = 100.0  # compilation
   window.restart_clock()
   for loss in (1.0, 2.0):
     window.add(step_metrics(loss, bad=3))
-  now[0], waited[0] = 104.0, 6.0
+  with window.spent("save"):
+    now[0] = 102.0
+  now[0], data.wait_seconds, data.counters = 104.0, 6.0, {"tokens": 300, "media": 8}
   scalars = window.close()
   np.testing.assert_allclose(scalars["train/loss"], 4.0)
   assert scalars["train/bad_steps"] == 3
   assert scalars["train/samples_per_s"] == 4.0  # two steps of eight rows in four seconds
-  assert scalars["train/data_wait"] == 0.25
+  assert scalars["train/step_seconds"] == 2.0
+  assert scalars["train/tokens_per_s"] == 100.0  # of both shares
+  assert scalars["train/media_per_s"] == 4.0
+  assert scalars["train/data_wait"] == 0.25 and scalars["train/save_wait"] == 0.5
   window.add(step_metrics(7.0))
   now[0] = 105.0
   assert window.close()["train/loss"] == 7.0
 
 
 def test_a_window_of_compilation_alone_has_no_speed():
-  window = Window(8, lambda: 0.0)
+  window = Window(8, Data())
   window.add(step_metrics(1.0))
   window.restart_clock()
   assert "train/samples_per_s" not in window.close()

@@ -86,3 +86,19 @@ def test_gradients_are_clipped_by_their_common_norm():
 def test_a_bad_regex_is_named(changes):
   with pytest.raises(UserError, match="is not a regular expression"):
     optim.make_optimizer(config(**changes), 10)
+
+
+def test_adafactor_keeps_a_row_and_a_column_of_a_matrix():
+  params = {"a/kernel": jnp.ones((256, 512)), "a/bias": jnp.ones(2)}
+  tx = optim.make_optimizer(config(type="adafactor", weight_decay=0.5), 10)
+  state = tx.init(params)
+  assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 1000
+  grads = {"a/kernel": jnp.full((256, 512), 3.0), "a/bias": jnp.zeros(2)}
+  updates, _ = tx.update(grads, state, params)
+  np.testing.assert_allclose(updates["a/kernel"], -0.1 * (1 + 0.5), rtol=1e-3)  # steps of one
+  np.testing.assert_allclose(updates["a/bias"], 0.0, atol=1e-6)
+
+
+def test_only_numbers_with_a_fraction_are_cast():
+  cast = optim.cast({"w": jnp.ones(2), "n": jnp.ones(2, jnp.int32)}, "bfloat16")
+  assert (cast["w"].dtype, cast["n"].dtype) == (jnp.bfloat16, jnp.int32)

@@ -89,7 +89,10 @@ def test_a_run_leaves_the_promised_files(finished, images):
   assert [line["step"] for line in lines if "train/loss" in line] == [2, 4, 6]
   assert [line["step"] for line in lines if "ppl/perplexity" in line] == [4, 6]
   expected = {"loss", "lr", "grad_norm", "samples_per_s", "data_wait", "bad_steps", "seconds"}
+  expected |= {"tokens_per_s", "media_per_s", "step_seconds", "save_wait", "mfu", "recompilations"}
   assert expected <= {name.removeprefix("train/") for name in lines[-2]}
+  assert 0 < lines[-2]["train/mfu"] < 1 and lines[-2]["memory/host_gib"] > 0
+  assert lines[-2]["train/recompilations"] == 0
   assert lines[-2]["train/bad_steps"] == 0 and lines[-2]["train/loss"] < 8
   assert list((finished / "tensorboard").iterdir())
   # keep=2 of the saves at 2, 4 and 6

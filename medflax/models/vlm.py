@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from medflax.models.attention import causal_mask, media_mask
+from medflax.models.chunks import LogitSums
 from medflax.models.fusion.fused_head import FusedHead
 from medflax.models.fusion.inline import SoftTokens, soft_tokens
 from medflax.models.reading import Read, nothing_read, with_room
@@ -44,8 +45,9 @@ class VLM(nn.Module):
     soft_index: Int[Array, "b t"] | None = None,
     positions: Int[Array, "b t"] | None = None,
     segment_ids: Int[Array, "b t"] | None = None,
-  ) -> Float[Array, "b t vocab"]:
-    """Next-token logits in float32 for whole rows (training, scoring).
+    sums: LogitSums | None = None,
+  ) -> Float[Array, "b t vocab"] | Any:
+    """Next-token logits in float32 for whole rows (training, scoring), or sums over them.
 
     Args:
       media, media_ordinal: by kind, `[b, n, …]` and `[b, n]`.
@@ -63,6 +65,7 @@ class VLM(nn.Module):
       soft_index=soft_index,
       positions=positions,
       segment_ids=segment_ids,
+      sums=sums,
     )
 
   def _predict(
@@ -76,7 +79,8 @@ class VLM(nn.Module):
     soft_index,
     positions,
     segment_ids,
-  ) -> Float[Array, "b t vocab"]:
+    sums=None,
+  ) -> Float[Array, "b t vocab"] | Any:
     """`__call__` on media that are features already."""
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -86,7 +90,7 @@ class VLM(nn.Module):
     soft = _soft(features, media_index, soft_index, media_ordinal)
     slots = jnp.arange(tokens.shape[1])
     mask = causal_mask(slots, segment_ids, slots, segment_ids)
-    return self.lm(tokens, positions, mask, features, seen, soft=soft)[0]
+    return self.lm(tokens, positions, mask, features, seen, soft=soft, sums=sums)[0]
 
   def hide(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
     """The batch as the model may see it while it predicts the batch's targets."""

@@ -53,3 +53,31 @@ def make_mesh(
   within, between = [shape[0] // slices, *shape[1:]], [slices] + [1] * (len(AXES) - 1)
   grid = mesh_utils.create_hybrid_device_mesh(within, between, devices)
   return Mesh(grid, AXES, axis_types=types)
+
+
+def sensible_sizes(
+  num_devices: int, *, rows: int, state_bytes: float, memory: float, heads: int, slices: int = 1
+) -> dict[str, int]:
+  """Sizes of a mesh to begin with: what talks least, as long as it fits and has rows to work on.
+
+  Rows are split first. Devices that are left without rows split heads, up to eight of them, then
+  tokens. Weights are split over as few as hold them with room for activations; more would only
+  gather from farther away.
+
+  Args:
+    rows: of a micro-batch.
+    state_bytes: of the train state, all devices together.
+    memory: bytes of a device, of which the state may take a third.
+    heads: of the language model, which `tensor` divides.
+    slices: of TPUs, or islands of fast links.
+  """
+  if num_devices % slices or rows % slices:
+    raise UserError(f"{num_devices} devices and {rows} rows must be multiples of {slices} slices")
+  each = num_devices // slices
+  ways = math.gcd(rows // slices, each)
+  tensor = math.gcd(each // ways, heads, 8)
+  fits = lambda fsdp: state_bytes / (fsdp * tensor) <= memory / 3
+  divisors = [n for n in range(1, ways + 1) if ways % n == 0]
+  fsdp = next(filter(fits, divisors), ways)
+  sequence = each // ways // tensor
+  return dict(replica=slices, data=ways // fsdp, fsdp=fsdp, sequence=sequence, tensor=tensor)

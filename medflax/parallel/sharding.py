@@ -48,7 +48,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
-def num_row_shards(mesh: Mesh) -> int:
+def num_row_shards(mesh: Mesh | AbstractMesh) -> int:
   """How many devices, or groups of them, the rows of a batch are split over."""
   return math.prod(mesh.shape[axis] for axis in ROWS)
 

@@ -3,7 +3,7 @@ import dataclasses
 import jax
 import pytest
 
-from medflax.parallel.mesh import AXES, make_mesh
+from medflax.parallel.mesh import AXES, make_mesh, sensible_sizes
 from medflax.utils import UserError
 
 
@@ -45,3 +45,21 @@ def test_slices_are_the_outermost_axis():
   assert [{chip.slice_index for chip in slice_.flat} for slice_ in grid] == [{0}, {1}]
   with pytest.raises(UserError, match="2 slices, so replica must be a multiple"):
     make_mesh(sizes | {"replica": 1, "fsdp": 8}, chips)
+
+
+@pytest.mark.parametrize(
+  ("devices", "rows", "state", "slices", "sizes"),
+  [
+    (8, 32, 1.0, 1, {"data": 8}),  # it fits on one: nothing is split but rows
+    (8, 32, 10.0, 1, {"data": 2, "fsdp": 4}),
+    (8, 32, 99.0, 1, {"fsdp": 8}),  # as far as it goes
+    (16, 4, 10.0, 1, {"data": 4, "tensor": 4}),  # more devices than rows
+    (64, 2, 10.0, 1, {"data": 2, "sequence": 4, "tensor": 8}),
+    (16, 32, 10.0, 2, {"replica": 2, "data": 2, "fsdp": 4}),
+    (6, 4, 0.0, 1, {"data": 2, "sequence": 3}),  # 32 heads cannot be split in three
+  ],
+)
+def test_sizes_to_begin_with(devices, rows, state, slices, sizes):
+  found = sensible_sizes(devices, rows=rows, state_bytes=state, memory=9.0, heads=32, slices=slices)
+  assert found == dict.fromkeys(AXES, 1) | sizes
+  assert set(found) == set(AXES)

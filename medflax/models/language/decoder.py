@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from medflax.models import layers
+from medflax.models.chunks import LogitSums
 from medflax.models.fusion.fused_head import FusedHead
 from medflax.models.fusion.gated_xattn import GatedXattn
 from medflax.models.fusion.inline import Inline, SoftTokens
@@ -129,7 +130,8 @@ class Decoder(LayerFields, kw_only=True):
     index: Int[Array, ""] | None = None,
     keep: bool = False,
     last_only: bool = False,
-  ) -> tuple[Float[Array, "b out {self.vocab_size}"], Cache | None]:
+    sums: LogitSums | None = None,
+  ) -> tuple[Float[Array, "b out {self.vocab_size}"] | Any, Cache | None]:
     """Logits in float32 and, if they are to be kept, the tokens' and media's keys and values.
 
     Args:
@@ -141,6 +143,7 @@ class Decoder(LayerFields, kw_only=True):
       index: where in the cache's last part the tokens are written, which is then what is
         returned; None: they follow the cache.
       last_only: compute logits for the last position alone.
+      sums: return these instead of the logits.
     """
     init = layers.param_init(nn.initializers.normal(0.02), "vocab", "embed")
     table = self.param("embedding", init, (self.vocab_size, self.embed_width or self.width))
@@ -177,7 +180,11 @@ class Decoder(LayerFields, kw_only=True):
     if isinstance(self.fusion, FusedHead):
       x = self._final_norm(x[:, -tokens.shape[1] :])
       encoder = self.fusion.encoder(self.vocab_size, self.remat, self.dtype)
-      return encoder(x, context.mask, media, media_mask), None
+      logits = encoder(x, context.mask, media, media_mask)
+      return (logits if sums is None else sums.of(logits, sums.rows)), None
+    if sums is not None:
+      head = lambda decoder, x: decoder._logits(table, x)
+      return sums.over(self, head, x[:, -tokens.shape[1] :]), None
     logits = self._logits(table, x[:, -1:] if last_only else x[:, -tokens.shape[1] :])
     return logits, new if keep else None
 

@@ -1,0 +1,77 @@
+r"""How soon a run makes its first step, cold and warm, and how long a save holds up the loop.
+
+python benchmarks/start_up.py --workdir DIR -- --config=configs/flamingo_med.py \
+  --config.train.num_steps=30 --config.checkpoint.every=10 --config.evals='{}'
+
+The cold start compiles; the warm one is a new run with the programs of the first (the persistent
+cache, by default in the workdir).
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+FIRST = re.compile(r"first step after ([0-9.]+) s")
+
+
+def start(command: list[str], workdir: pathlib.Path, cache: pathlib.Path) -> dict[str, float]:
+  """Seconds of a run from the command to its first step, and those of the first step alone."""
+  full = [sys.executable, "-m", "medflax.main", *command, f"--workdir={workdir}"]
+  environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache.absolute())}
+  began, found, lines = time.monotonic(), {}, []
+  options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+  with subprocess.Popen(full, **options) as process:
+    for line in process.stdout:
+      lines.append(line)
+      if match := FIRST.search(line):
+        found = {"to_first_step": time.monotonic() - began, "first_step": float(match[1])}
+  if process.returncode:
+    sys.exit("".join(lines[-30:]))
+  return found
+
+
+def stalls(workdir: pathlib.Path) -> dict[str, float]:
+  """Seconds of a step and of a save, medians over the windows that had one.
+
+  A save is counted in the window after it.
+  """
+  rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+  rows = [row for row in rows if "train/step_seconds" in row]
+  steps = sorted(row["train/step_seconds"] for row in rows)
+  every = json.loads((workdir / "config.json").read_text())["train"]["log_every"]
+  window = lambda row: row["train/step_seconds"] * every
+  saves = sorted(s for row in rows if (s := row["train/save_wait"] * window(row)) > 1e-4)
+  middle = lambda values: values[len(values) // 2] if values else float("nan")
+  return {"step": middle(steps), "save": middle(saves)}
+
+
+def main() -> int:
+  """Returns 0 if the warm first step takes a quarter of the cold one, and a save one step."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  parser.add_argument("--workdir", type=pathlib.Path, required=True, help="an empty folder")
+  parser.add_argument("command", nargs="+")
+  flags = parser.parse_args()
+  flags.workdir.mkdir(parents=True, exist_ok=True)
+  cache, runs = flags.workdir / "cache", {}
+  print(f"{'start':<8}{'to first step':>15}{'first step':>12}   (seconds)")
+  for name in ("cold", "warm"):
+    runs[name] = start(flags.command, flags.workdir / name, cache)
+    print(f"{name:<8}{runs[name]['to_first_step']:>15.1f}{runs[name]['first_step']:>12.1f}")
+  runs["ratio"] = runs["warm"]["first_step"] / runs["cold"]["first_step"]
+  runs["stall"] = stalls(flags.workdir / "warm")
+  print(f"warm / cold first step: {runs['ratio']:.2f}")
+  print(
+    f"a step takes {runs['stall']['step']:.3f} s, a save {runs['stall']['save']:.3f} s of the loop"
+  )
+  print(json.dumps(runs))
+  return int(runs["ratio"] > 0.25 or runs["stall"]["save"] > runs["stall"]["step"])
+
+
+if __name__ == "__main__":
+  sys.exit(main())
