@@ -70,6 +70,7 @@ EXTRAS_REQUIRE = {
   # compiler that medflax.tools.aot asks. 700 MB that training on CPUs never needs.
   "aot": ["jax[tpu]>=0.10"],
   "cuda": ["jax[cuda13]>=0.10"],
+  "slurm": ["submitit>=1.5"],  # launch/slurm.py
   "apps": ["gradio>=5.0"],
 }
 
