@@ -79,7 +79,11 @@ def bandwidth(chip: Chip, mesh: Mesh, axes: Sequence[str]) -> float:
   if not chip.torus:
     return chip.link_bandwidth
   places = np.array([device.coords for device in group])[:, : chip.torus]
-  sizes = [len(set(column)) for column in places.T]
+  return torus_bandwidth(chip, [len(set(column)) for column in places.T])
+
+
+def torus_bandwidth(chip: Chip, sizes: Sequence[int]) -> float:
+  """Bytes per second that a chip can send to a block of so many chips along each dimension."""
   links = sum((2 if size >= chip.ring else 1) for size in sizes if size > 1)
   return chip.link_bandwidth * max(links, 1)
 
