@@ -16,16 +16,15 @@ import sys
 
 import jax.numpy as jnp
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from medflax import config as config_lib
-from medflax.analysis import flops
 from medflax.analysis.hardware import CHIPS, GIB
 from medflax.analysis.programs import train
 from medflax.analysis.scaling import Work, estimate, suggest_mesh, work_of
 from medflax.build import build
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Rows on each chip: some 4,000 tokens of text.
 MODELS = {
   "3b": ("configs/flamingo_med.py:variant=3b", 8),
