@@ -3,8 +3,8 @@
 python benchmarks/scaling.py --reports DIR [--compile v5e:4x4,v5p:4x4x4,v6e:16x16] [--picture FILE]
 
 The arithmetic of each model is counted, the rest estimated (`medflax.analysis.scaling`); what
-`--compile` names is compiled by `medflax.tools.aot`, which needs libtpu, and its reports are kept in
-DIR: what is there already is not compiled again. The picture needs matplotlib.
+`--compile` names is compiled by `medflax.tools.aot`, which needs libtpu, and its reports are kept
+in DIR: what is there already is not compiled again. The picture needs matplotlib.
 """
 
 import argparse
