@@ -105,8 +105,10 @@ def summed_loss(
   logits = logits.astype(jnp.float32)
   log_z = jax.nn.logsumexp(logits, axis=-1)
   # Tokens that are never predicted have no logits, and weight 0: any finite number will do.
-  nll = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="clip")[..., 0]
-  hits = (logits.argmax(-1) == targets) * weights
+  target = jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="clip")
+  nll = log_z - target[..., 0]
+  # No other token is as probable: XLA vectorises counts on CPUs, and not argmax.
+  hits = ((logits >= target).sum(-1) == 1) * weights
   sums = {"loss": (nll * weights).sum(), "accuracy": hits.sum()}
   return sums["loss"] + z_loss * (jnp.square(log_z) * weights).sum(), sums
 
@@ -162,7 +164,7 @@ def train_step(
     rngs = {"dropout": jax.random.fold_in(rng, index)}
     params = state.replace(trainable=trainable).params
     if loss_chunk:
-      of = lambda logits, rows: summed_loss(logits, *rows, z_loss)
+      of = lambda logits, rows: summed_loss(logits, rows[0], rows[1], z_loss)
       kwargs["sums"] = LogitSums(of, all_targets(rows, model.shift), loss_chunk)
       sums = model.apply({"params": params}, *args, **kwargs, rngs=rngs)
     else:

@@ -62,7 +62,7 @@ def data_share(mesh: Mesh) -> tuple[int, int]:
     UserError: if this process's devices hold rows from here and there.
   """
   ways = num_row_shards(mesh)
-  held = batch_sharding(mesh).addressable_devices_indices_map((ways,)).values()
+  held: Any = batch_sharding(mesh).addressable_devices_indices_map((ways,)).values()
   mine = sorted({rows.indices(ways)[0] for (rows,) in held})
   if mine != list(range(mine[0], mine[0] + len(mine))) or mine[0] % len(mine):
     raise UserError(
