@@ -139,10 +139,11 @@ def test_eight_devices_train_as_one_does_however_they_are_arranged(tmp_path):
   """Twenty steps; and every arrangement goes on from another's checkpoint of step 10."""
   images = nano.write_images(tmp_path / "images")
   flags = "--xla_force_host_platform_device_count=8"
+  cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}  # each is made twice
   done = subprocess.run(
     [sys.executable, "-c", PROGRAM, images, tmp_path / "checkpoints", json.dumps(MESHES)],
     cwd=ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | cache,
     capture_output=True,
     text=True,
     check=False,
