@@ -132,7 +132,7 @@ class Watch:
       if jax.process_index() == 0:
         time.sleep(2 * _BEAT_SECONDS)  # the coordinator goes last, so that the others hear of it
       # jax would wait for all to leave in good order.
-      atexit.register(_end, 2 if isinstance(error, UserError) else 1)
+      atexit.register(self._end, 2 if isinstance(error, UserError) else 1)
 
   def _run(self) -> None:
     now = time.monotonic()
@@ -172,22 +172,22 @@ class Watch:
 
   def _leave(self, why: str) -> NoReturn:
     """Ends the process from this thread: the main one may wait forever."""
-    self._hush()
     print(f"error: {why}; {_REMEDY}", file=sys.stderr, flush=True)
     if jax.process_index() == 0:
       time.sleep(2 * _BEAT_SECONDS)
-    _end(LOST)
+    self._end(LOST)
+
+  def _end(self, status: int) -> NoReturn:
+    """Leaves at once, and needs no witness."""
+    self._hush()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
   def _hush(self) -> None:
     """The witness need not speak."""
     if self._witness.poll() is None:
       self._witness.communicate(b"\n")
-
-
-def _end(status: int) -> NoReturn:
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(status)
 
 
 def _witness() -> subprocess.Popen:
