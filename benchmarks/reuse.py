@@ -110,11 +110,8 @@ class Evaluation:
     asker = Asker(self._tokenizer, Prompt(), self._config.data, features)
     questions = [asker.trial(episode).question for episode in episodes]
     features.finish()
-    replies = []
-    for batch in self._answerer.batches(questions):
-      launched = self._answerer.launch(batch, questions, features, self._params)
-      replies += self._answerer.read(launched, [questions[i] for i in batch.members])
-    return replies
+    answered = self._answerer.replies(questions, features, self._params)
+    return [reply for *_, replies in answered for reply in replies]
 
 
 def main() -> None:

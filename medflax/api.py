@@ -199,9 +199,7 @@ class Assistant:
       features.finish()
       questions = [trial.question for trial in trials]
       answerer = self._answerer(tokenizer, decoding, constrained, rows)
-      for batch in answerer.batches(questions):
-        launched = answerer.launch(batch, questions, features, self._params)
-        replies = answerer.read(launched, [questions[i] for i in batch.members])
+      for _, batch, replies in answerer.replies(questions, features, self._params):
         for i, reply in zip(batch.members, replies, strict=True):
           trials[i].reply = reply
     return [_answer(trial) for trial in trials]

@@ -7,7 +7,7 @@ length share a program; those that begin alike (one support set for all) share w
 import dataclasses
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int32, PyTree
 from medflax.data.documents import END_OF_CHUNK, IMAGE_TOKEN, Prompt
 from medflax.data.encode import Batch, Encoded, RowShape, collate
 from medflax.data.tokenizer import Tokenizer
+from medflax.evals.base import lagged
 from medflax.inference import decode, likelihood
 from medflax.inference.decoding import Decoder, Generation
 from medflax.inference.features import MediaFeatures
@@ -117,8 +118,10 @@ class Answerer:
     alone, batches = [], []
     for members in groups.values():
       length = _shared_length([questions[i] for i in members])
-      # Batches of few rows would cost more than what reading once saves.
-      if length < LENGTH_MULTIPLE or 2 * len(members) < self.batch_size:
+      # Batches of few rows would cost more than what reading once saves; and a masked model reads
+      # a prompt and its answer at once.
+      few = length < LENGTH_MULTIPLE or 2 * len(members) < self.batch_size
+      if few or self.model.shift == 0:
         alone += members
       else:
         batches += self._divided(questions, members, length)
@@ -145,22 +148,67 @@ class Answerer:
       made += [QuestionBatch(inside[i : i + self.batch_size], shape, shared) for i in starts]
     return made
 
-  def launch(
+  def replies(
+    self,
+    questions: Sequence[Question],
+    features: MediaFeatures,
+    params: PyTree,
+    *,
+    skip: Container[int] = (),
+  ) -> Iterator[tuple[int, "QuestionBatch", list[Reply]]]:
+    """Answers batch by batch: its number, the batch, and the replies in its order.
+
+    Args:
+      questions: all of them.
+      features: of their media, finished.
+      params: of the model.
+      skip: numbers of batches that are not asked.
+    """
+
+    def launched() -> Iterator[tuple[int, QuestionBatch, Launched]]:
+      shared, prefix = None, None
+      for number, batch in enumerate(self.batches(questions)):
+        if number not in skip:
+          chosen = [questions[i] for i in batch.members]
+          if batch.shared and shared != (chosen[0].shared, batch.shared):
+            shared, prefix = (chosen[0].shared, batch.shared), None  # frees the one before
+            prefix = self._prefix(batch, questions, features, params)
+          begun = prefix if batch.shared else None
+          yield number, batch, self._launch(chosen, batch, begun, features, params)
+
+    for number, batch, running in lagged(launched()):
+      yield number, batch, self._read(running, [questions[i] for i in batch.members])
+
+  def _prefix(
     self,
     batch: "QuestionBatch",
     questions: Sequence[Question],
     features: MediaFeatures,
     params: PyTree,
+  ) -> PyTree:
+    """What the questions of a batch, and all others with the same support, begin with."""
+    first, shared = questions[batch.members[0]], batch.shared
+    begun = first.part(0, shared)
+    length = -(-shared // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    row = self._arrays([begun], 1, (length, len(begun.rows)), 0, features)
+    prefix = decode.read_prefix(self.model, params, row)
+    together = [question for question in questions if question.shared == first.shared]
+    lowest = lambda q: [n for n in q.encoded["media_first"][shared:].tolist() if n]
+    unseen = all(n > first.num_shared_media for question in together for n in lowest(question))
+    return prefix.without_media() if unseen and begun.rows else prefix
+
+  def _launch(
+    self,
+    chosen: Sequence[Question],
+    batch: "QuestionBatch",
+    prefix: PyTree,
+    features: MediaFeatures,
+    params: PyTree,
   ) -> "Launched":
-    """Starts answering on the device; `read` waits for it."""
-    chosen, shape, shared = [questions[i] for i in batch.members], batch.shape, batch.shared
-    prefix = None
+    """Starts answering on the device; `_read` waits for it."""
+    shape, shared = batch.shape, batch.shared
     if shared:
-      begun = [chosen[0].part(0, shared)]
       chosen = [question.part(shared, None) for question in chosen]
-      length = -(-shared // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-      row = self._arrays(begun, 1, (length, len(begun[0].rows)), 0, features)
-      prefix = decode.read_prefix(self.model, params, row)
     arrays = self._arrays(chosen, self.batch_size, (shape.length, shape.slots), shared, features)
     candidates = _candidate_array(chosen, (self.batch_size, *shape.candidates))
     answers = min(shape.candidates[0], MAX_CANDIDATES)
@@ -189,7 +237,7 @@ class Answerer:
     ]
     return Launched(generation, weighed)
 
-  def read(self, launched: "Launched", questions: Sequence[Question]) -> list[Reply]:
+  def _read(self, launched: "Launched", questions: Sequence[Question]) -> list[Reply]:
     """The replies to a batch's questions, in their order."""
     tokens, reasons = map(decode.fetch, launched.generation)
     weighed = [decode.fetch(part) for part in launched.weighed]

@@ -226,18 +226,15 @@ class FewshotVQA:
     questions = [trial.question for trial in trials]
     batches = self._answerer.batches(questions)
     folder = base.results_folder(self.context, self.name, step)
-    with Progress(folder, self._fingerprint(params, step)) as progress:
-      bar = tqdm(total=len(trials), desc=self.name, unit=" answers", leave=False, disable=None)
-      launched = (
-        (number, batch, self._answerer.launch(batch, questions, features, params))
-        for number, batch in enumerate(batches)
-        if number not in progress.replies
-      )
-      with bar:
-        for number, batch, running in base.lagged(launched):
-          chosen = [questions[i] for i in batch.members]
-          progress.add(number, self._answerer.read(running, chosen))
-          bar.update(len(chosen))
+    with (
+      Progress(folder, self._fingerprint(params, step)) as progress,
+      tqdm(total=len(trials), desc=self.name, unit=" answers", leave=False, disable=None) as bar,
+    ):
+      before = frozenset(progress.replies)
+      answered = self._answerer.replies(questions, features, params, skip=before)
+      for number, batch, replies in answered:
+        progress.add(number, replies)
+        bar.update(len(batch.members))
       for number, batch in enumerate(batches):
         for i, reply in zip(batch.members, progress.replies[number], strict=True):
           trials[i].reply = reply

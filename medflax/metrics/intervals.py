@@ -2,7 +2,8 @@
 
 Groups are patients, cases or episode families: spreads are taken between groups and whole groups
 are resampled, not samples (Davison & Hinkley, "Bootstrap Methods and their Application", section
-3.8). Which interval is used for which numbers was chosen by simulation, `benchmarks/statistics.py`:
+3.8). Which interval is used for which numbers was chosen by simulation
+(`benchmarks/interval_coverage.py`):
 
 * Of scores from 0 to 1, Wilson's interval with as many independent samples as the spread between
   groups tells, and Student's quantile (Korn & Graubard 1998; Dean & Pagano 2015). It does not leave

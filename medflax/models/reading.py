@@ -35,6 +35,15 @@ class Read(NamedTuple):
     """How many new tokens there are places for."""
     return self.positions.shape[1] - self.seen.shape[1]
 
+  def without_media(self) -> "Read":
+    """The same where no token to come may see any of these media."""
+    kept = lambda stack: {name: kv for name, kv in stack.items() if name != "xattn"}
+    return self._replace(
+      parts=tuple({name: kept(stack) for name, stack in part.items()} for part in self.parts),
+      media_ordinal=self.media_ordinal[:, :0],
+      media_seen=self.media_seen[..., :0],
+    )
+
   def for_rows(self, b: int) -> "Read":
     """One row for many; the keys and values stay one, which attention knows."""
     spread = lambda x: jnp.broadcast_to(x, (b, *x.shape[1:]))

@@ -138,9 +138,7 @@ def _answered(
     decoder=make_decoder({"type": "greedy", "max_new_tokens": 16}),
     batch_size=settings.batch_size,
   )
-  for batch in answerer.batches(questions):
-    chosen = [questions[i] for i in batch.members]
-    replies = answerer.read(answerer.launch(batch, questions, features, params), chosen)
+  for _, batch, replies in answerer.replies(questions, features, params):
     for i, reply in zip(batch.members, replies, strict=True):
       trials[i].reply = reply
   return trials

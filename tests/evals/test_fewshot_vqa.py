@@ -227,8 +227,8 @@ def test_a_killed_evaluation_goes_on_and_ends_in_the_same_bytes(
   read = lambda: {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
   before = read()
   assert sorted(before) == ["results.json", "samples.jsonl"]
-  asked, plain = [], Answerer.read
-  monkeypatch.setattr(Answerer, "read", lambda *args: asked.append(1) or plain(*args))
+  asked, plain = [], Answerer._read
+  monkeypatch.setattr(Answerer, "_read", lambda *args: asked.append(1) or plain(*args))
   evaluate(context, params, **settings)
   whole = len(asked)
   asked.clear()
@@ -240,14 +240,14 @@ def test_a_killed_evaluation_goes_on_and_ends_in_the_same_bytes(
     return plain(self, launched, questions)
 
   (folder / "results.json").unlink()
-  monkeypatch.setattr(Answerer, "read", dies)
+  monkeypatch.setattr(Answerer, "_read", dies)
   with pytest.raises(KeyboardInterrupt):
     evaluate(context, params, **settings)
   kept = folder / progress.FILE
   assert len(kept.read_text().splitlines()) == 1 + 5
   kept.write_text(kept.read_text()[:-9])  # the last line is cut short
   asked.clear()
-  monkeypatch.setattr(Answerer, "read", lambda *args: asked.append(1) or plain(*args))
+  monkeypatch.setattr(Answerer, "_read", lambda *args: asked.append(1) or plain(*args))
   evaluate(context, params, **settings)
   assert read() == before
   assert len(asked) == whole - 4

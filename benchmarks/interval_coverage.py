@@ -1,6 +1,6 @@
 """How often intervals cover the truth and paired tests reject it; prints Markdown tables.
 
-python benchmarks/statistics.py --runs 2000
+python benchmarks/interval_coverage.py --runs 2000
 
 An evaluation is simulated many times: `n` questions in groups of 1 to 6, whose difficulty is shared
 by the questions of a group as far as `correlation` says (0: not at all, 1: all of a group are
