@@ -4,6 +4,7 @@ Everything else about processes is jax's own multi-controller runtime.
 """
 
 import atexit
+import dataclasses
 import glob
 import importlib.util
 import json
@@ -24,7 +25,7 @@ from medflax.utils import UserError
 
 LOST = 3  # exit status of the processes that are left
 _BEAT_SECONDS = 5.0
-_SILENT_SECONDS = 35.0  # without a beat, after which a process counts as lost
+_SILENT_SECONDS = 45.0  # without a beat, after which a process counts as lost
 _REMEDY = "start all processes again with the same command, and the run goes on from its last save"
 _FOLDER = "medflax/beat"
 _PLAIN = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
@@ -85,6 +86,37 @@ def by_first(action: Callable[[], Any]) -> None:
     raise UserError(mistake)
 
 
+@dataclasses.dataclass
+class _Peer:
+  """What is known of a process: its last beat, when it came, and when its step was another."""
+
+  beaten: float
+  moved: float
+  count: int = 0
+  host: str = "an unknown host"
+  step: int = 0
+  word: str = ""
+
+  def hear(self, beat: list[Any], now: float) -> None:
+    if beat[0] != self.count:
+      self.beaten = now
+    if beat[2] != self.step:
+      self.moved = now
+    self.count, self.host, self.step, self.word = beat
+
+  def fault(self, now: float, furthest: int, hang_seconds: float) -> str:
+    """Why the run cannot go on with it, "" if it can."""
+    if self.word.startswith("ended"):
+      return self.word
+    if self.word:  # it is done
+      return ""
+    if now - self.beaten > _SILENT_SECONDS:
+      return f"was lost: no sign of life for {now - self.beaten:.0f} s, after step {self.step}"
+    if self.step < furthest and now - self.moved > hang_seconds:
+      return f"is stuck: {now - self.moved:.0f} s after step {self.step}"
+    return ""
+
+
 class Watch:
   """While entered, ends this process, with one clear line, if another is lost or stuck.
 
@@ -94,7 +126,7 @@ class Watch:
   """
 
   def __init__(self, *, hang_seconds: float):
-    """`hang_seconds`: how long a process may be behind the others by a step or more."""
+    """`hang_seconds`: how long a process may stay at a step that another is beyond."""
     self._hang_seconds = hang_seconds
     self._step, self._word = 0, ""
     self._stop = threading.Event()
@@ -135,30 +167,17 @@ class Watch:
       atexit.register(self._end, 2 if isinstance(error, UserError) else 1)
 
   def _run(self) -> None:
-    now = time.monotonic()
-    seen = dict.fromkeys(range(jax.process_count()), ("", now))  # last beat, and when it came
-    count, ahead = 0, now
+    began, count = time.monotonic(), 0
+    peers = {i: _Peer(beaten=began, moved=began) for i in range(jax.process_count())}
     while not self._stop.wait(_BEAT_SECONDS):
       count, now = count + 1, time.monotonic()
-      beats = self._beat(count)
-      for i, (last, _) in seen.items():
-        if beats.get(i, last) != last:
-          seen[i] = (beats[i], now)
-      states = {i: json.loads(beat) for i, (beat, _) in seen.items() if beat}
-      for i, (_, when) in seen.items():
-        host, step, word = states[i][1:] if i in states else ("an unknown host", 0, "")
-        who = f"process {i} of {len(seen)} on {host}"
-        if word.startswith("ended"):
-          self._leave(f"{who} {word}")
-        if not word and now - when > _SILENT_SECONDS:
-          self._leave(f"{who} was lost: no sign of life for {now - when:.0f} s, after step {step}")
-      steps = [state[2] for state in states.values()]
-      if len(set(steps)) < 2:
-        ahead = now
-      if now - ahead > self._hang_seconds:
-        i = min(states, key=lambda i: states[i][2])
-        who = f"process {i} of {len(seen)} on {states[i][1]}"
-        self._leave(f"{who} is stuck: {now - ahead:.0f} s after step {states[i][2]}")
+      for i, beat in self._beat(count).items():
+        peers[i].hear(json.loads(beat), now)
+      furthest = max(peer.step for peer in peers.values())
+      for i, peer in peers.items():
+        why = peer.fault(now, furthest, self._hang_seconds)
+        if why:
+          self._leave(f"process {i} of {len(peers)} on {peer.host} {why}")
 
   def _beat(self, count: int) -> dict[int, str]:
     """Leaves this process's beat; the beats of all, none if the coordinator does not answer."""

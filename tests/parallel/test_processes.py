@@ -43,6 +43,23 @@ def test_a_process_that_cannot_meet_the_others_says_what_is_missing():
     processes.join({"JAX_COORDINATOR_ADDRESS": "localhost:1"})
 
 
+def test_what_is_wrong_with_a_process():
+  peer = processes._Peer(beaten=0.0, moved=0.0)
+  peer.hear([1, "node7", 4, ""], 10.0)
+  assert not peer.fault(50.0, furthest=4, hang_seconds=60.0)
+  assert peer.fault(56.0, 4, 60.0) == "was lost: no sign of life for 46 s, after step 4"
+  for count in range(2, 12):  # it lives, but makes no step
+    peer.hear([count, "node7", 4, ""], 10.0 * count)
+  assert not peer.fault(120.0, furthest=4, hang_seconds=60.0)  # neither does any other
+  assert peer.fault(120.0, furthest=5, hang_seconds=60.0) == "is stuck: 110 s after step 4"
+  peer.hear([12, "node7", 5, ""], 120.0)
+  assert not peer.fault(130.0, furthest=6, hang_seconds=60.0)
+  peer.hear([0, "node7", 5, "ended: no such file"], 131.0)
+  assert peer.fault(132.0, 6, 60.0) == "ended: no such file"
+  peer.hear([0, "node7", 6, "done"], 133.0)
+  assert not peer.fault(1e6, 9, 60.0)
+
+
 def run(tmp_path, *flags):
   """benchmarks/multi_process.py on the nano run, evaluations included."""
   images = nano.write_images(tmp_path / "images")
