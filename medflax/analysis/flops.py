@@ -38,7 +38,7 @@ class Flops:
   def __add__(self, other: "Flops") -> "Flops":
     return Flops(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
-  def __mul__(self, times: float) -> "Flops":
+  def __mul__(self, times: int | float) -> "Flops":
     return Flops(*(x * times for x in dataclasses.astuple(self)))
 
 

@@ -1,7 +1,7 @@
 """An oracle in place of a model, and a data set it can answer."""
 
 import types
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,6 +14,15 @@ from medflax.evals import EvalContext
 
 ANSWERS = ("unknown", "left lung", "right lung", "3.5 cm")
 MAX_ANSWER = 12
+
+
+class Known(NamedTuple):
+  """What the oracle keeps of a prompt."""
+
+  kind: Any
+
+  def without_media(self):
+    return self
 
 
 class Oracle(nn.Module):
@@ -49,14 +58,14 @@ class Oracle(nn.Module):
   ):
     if features is None:  # a prompt of text alone
       kind = jnp.zeros(len(tokens), jnp.int32)
-      return self.emit(kind, jnp.zeros(1, int)), {"kind": kind}
+      return self.emit(kind, jnp.zeros(1, int)), Known(kind)
     shown = media_ordinal["media"] == media_index[:, -1:]
     kind = (features[:, :, 0, 0] * shown).sum(1).astype(jnp.int32)
-    return self.emit(kind, jnp.zeros(1, int)), {"kind": kind}
+    return self.emit(kind, jnp.zeros(1, int)), Known(kind)
 
   def extend(self, tokens, cache, seen):
     # How many new tokens each sees is its place in the answer.
-    return self.emit(cache["kind"], seen[..., : tokens.shape[1], :].sum(-1)[0]), cache
+    return self.emit(cache.kind, seen[..., : tokens.shape[1], :].sum(-1)[0]), cache
 
   def emit(self, kind, places):
     token = self.answers[kind[:, None], places].astype(jnp.int32)
