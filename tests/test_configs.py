@@ -222,7 +222,7 @@ def test_what_is_trained(spec, trained):
 FEW = "'every': 0, 'split': 'test', 'batch_size': 4"
 EVALS = (
   "{'finding': {'type': 'fewshot_vqa', 'task': 'finding', 'num_shots': (0,), 'num_episodes': 4,"
-  f" 'decoding': {'max_new_tokens': 2}, {FEW}}},"
+  f" 'decoding': {{'max_new_tokens': 2}}, {FEW}}},"
   f"'perplexity': {{'type': 'perplexity', 'task': 'finding', 'num_documents': 4, {FEW}}}}}"
 )
 

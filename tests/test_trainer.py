@@ -168,7 +168,7 @@ def test_dry_run_makes_nothing(images, capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   trainer.dry_run(nano.config(images, trainable="connector/.*"))
   out = capsys.readouterr().out
-  for text in ("connector/latents", "media/image", "[2, 3, 8, 8, 3]", "optimiser", "mesh data 1"):
+  for text in ("connector/latents", "media/image", "[2, 3, 8, 8, 3]", "optimiser", "data 1 ·"):
     assert text in out
   assert not list(tmp_path.iterdir())
 
