@@ -193,6 +193,4 @@ def largest(memory: Callable[[int], float], capacity: float, *, tries: int = 6) 
     (a, at_a), (b, at_b) = sorted(known.items(), key=lambda item: abs(item[1] - capacity))[:2]
     slope = (at_b - at_a) / (b - a)
     guess = a + math.floor((capacity - at_a) / slope) if slope > 0 else 2 * max(a, b)
-    if guess <= max(n for n, m in known.items() if m <= capacity):
-      break
   return max(n for n, m in known.items() if m <= capacity)
