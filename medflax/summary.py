@@ -12,7 +12,7 @@ from medflax.train_step import TrainState
 
 
 def describe_mesh(mesh: Mesh) -> str:
-  """`1 × cpu, mesh data 1 · fsdp 1 · tensor 1`."""
+  """`8 × TPU v5 lite, mesh replica 1 · data 1 · fsdp 8 · sequence 1 · tensor 1`."""
   axes = " · ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
   return f"{mesh.size} × {device_name(mesh)}, mesh {axes}"
 
