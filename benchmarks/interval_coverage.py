@@ -12,8 +12,8 @@ of extreme means have 0.05 or 0.95 alone. The kinds of score:
 * loss: log-normal, whose mean hangs on rare large values.
 
 `percentile` is the common bootstrap by group, for comparison. Two systems find the same questions
-hard as far as they agree, from 0 to 0.9: equally good ones give the tests' false positives, one that
-is 10 points better their power.
+hard as far as they agree, from 0 to 0.9: equally good ones give the tests' false positives, one
+that is 10 points better their power.
 """
 
 import argparse
