@@ -32,7 +32,7 @@ def case(tmp_path):
   ours = {path: rng.standard_normal(leaf.shape, np.float32) for path, leaf in leaves.items()}
   params = {"params": traverse_util.unflatten_dict(ours, sep="/")}
   y, cache = jax.jit(block.apply)(params, x, media, mask)
-  cached, _ = block.apply(params, more, None, jnp.ones((1, 2, 1), bool), cache)
+  cached, _ = block.apply(params, more, None, jnp.ones((1, 2, 1), bool), [cache])
   folder = tmp_path / "of_xattn"
   folder.mkdir()
   theirs = to_theirs(open_flamingo.gated_xattn(section, "", ()), ours)

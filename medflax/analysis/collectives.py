@@ -38,8 +38,8 @@ class Collective:
 
   kind: str
   axes: tuple[str, ...]
-  times: float
-  bytes: float
+  times: int | float
+  bytes: int | float
 
 
 def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:

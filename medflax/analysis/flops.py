@@ -26,12 +26,12 @@ from medflax.models.vlm import model_inputs
 class Flops:
   """Operations of a forward pass, and of the gradients of activations and of weights."""
 
-  forward: float = 0.0
-  activation_gradient: float = 0.0
-  weight_gradient: float = 0.0
+  forward: int | float = 0.0
+  activation_gradient: int | float = 0.0
+  weight_gradient: int | float = 0.0
 
   @property
-  def total(self) -> float:
+  def total(self) -> int | float:
     """All three."""
     return self.forward + self.activation_gradient + self.weight_gradient
 
@@ -102,7 +102,7 @@ def count(fn: Callable[..., Any], trainable: Any, frozen: Any, *data: Any) -> Co
   return counts
 
 
-def executed(fn: Callable[..., Any], *args: Any) -> float:
+def executed(fn: Callable[..., Any], *args: Any) -> int | float:
   """Operations of `fn` as it is traced: of a training step with all that it recomputes."""
   counts: Counts = {}
   jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
@@ -141,13 +141,13 @@ def _product(flops: Callable[[JaxprEqn], float]) -> Callable[..., list[_From]]:
   return rule
 
 
-def _dot(eqn: JaxprEqn) -> float:
+def _dot(eqn: JaxprEqn) -> int | float:
   (contracted, _), _ = eqn.params["dimension_numbers"]
   shape = eqn.invars[0].aval.shape
   return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
 
 
-def _conv(eqn: JaxprEqn) -> float:
+def _conv(eqn: JaxprEqn) -> int | float:
   kernel = eqn.invars[1].aval.shape
   outputs = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
   return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / outputs

@@ -28,11 +28,11 @@ class Chip:
 
   name: str
   kind: str
-  flops: float
+  flops: int | float
   hbm: int
-  hbm_bandwidth: float
-  link_bandwidth: float
-  network_bandwidth: float
+  hbm_bandwidth: int | float
+  link_bandwidth: int | float
+  network_bandwidth: int | float
   torus: int = 0
   ring: int = 0
 

@@ -55,7 +55,7 @@ class Program:
   jitted: Any
   args: tuple
   counts: flops.Counts
-  executed: float
+  executed: int | float
 
   def compile(self, parts: Parts) -> jax.stages.Compiled:
     """For the devices of the mesh; raises DoesNotFitError."""
@@ -173,7 +173,7 @@ def memory_of(compiled: jax.stages.Compiled) -> dict[str, int]:
   return sizes | {"peak": max(stats.peak_memory_in_bytes, int(held))}
 
 
-def largest(memory: Callable[[int], float], capacity: float, *, tries: int = 6) -> int:
+def largest(memory: Callable[[int], float], capacity: int | float, *, tries: int = 6) -> int:
   """The largest whole number for which `memory` stays within `capacity`; 0 if 1 does not.
 
   Memory is nearly linear in the rows of a batch, so that each guess lies on the line through the

@@ -25,17 +25,17 @@ class Roofline:
     communication: of what is sent, by the axes of the mesh; these share no links.
   """
 
-  compute: float
-  memory: float
+  compute: int | float
+  memory: int | float
   communication: Mapping[tuple[str, ...], float]
 
   @property
-  def seconds(self) -> float:
+  def seconds(self) -> int | float:
     """If all three overlap perfectly: what no program of these costs can beat."""
     return max(self.compute, self.memory, *self.communication.values())
 
   @property
-  def without_overlap(self) -> float:
+  def without_overlap(self) -> int | float:
     """If nothing that is sent hides behind computing."""
     return max(self.compute, self.memory) + sum(self.communication.values())
 
@@ -48,7 +48,7 @@ class Roofline:
 
 
 def roofline(
-  chip: Chip, flops: float, moved: float, sent: Sequence[Collective], mesh: Mesh
+  chip: Chip, flops: int | float, moved: int | float, sent: Sequence[Collective], mesh: Mesh
 ) -> Roofline:
   """The roofs of a program.
 
@@ -66,7 +66,7 @@ def roofline(
   return Roofline(flops / chip.flops, moved / chip.hbm_bandwidth, times)
 
 
-def bandwidth(chip: Chip, mesh: Mesh, axes: Sequence[str]) -> float:
+def bandwidth(chip: Chip, mesh: Mesh, axes: Sequence[str]) -> int | float:
   """Bytes per second that a device can send to those that differ from it along `axes` alone.
 
   Among neighbours in a torus that is the link of each dimension that the devices lie along, both
@@ -82,7 +82,7 @@ def bandwidth(chip: Chip, mesh: Mesh, axes: Sequence[str]) -> float:
   return torus_bandwidth(chip, [len(set(column)) for column in places.T])
 
 
-def torus_bandwidth(chip: Chip, sizes: Sequence[int]) -> float:
+def torus_bandwidth(chip: Chip, sizes: Sequence[int]) -> int | float:
   """Bytes per second that a chip can send to a block of so many chips along each dimension."""
   links = sum((2 if size >= chip.ring else 1) for size in sizes if size > 1)
   return chip.link_bandwidth * max(links, 1)
@@ -93,6 +93,6 @@ def _island(chip: Chip, device: Any) -> int:
   return getattr(device, "slice_index", 0) if chip.torus else device.process_index
 
 
-def utilisation(chip: Chip, flops: float, seconds: float) -> float:
+def utilisation(chip: Chip, flops: int | float, seconds: int | float) -> int | float:
   """Share of the chip's peak that `flops` of one device in `seconds` are."""
   return flops / (chip.flops * seconds)

@@ -28,15 +28,17 @@ class Work:
     itemsize: bytes of a number that is computed with.
   """
 
-  model: float
-  executed: float
+  model: int | float
+  executed: int | float
   weights: int
   trainable: int
   state: int
   itemsize: int
 
 
-def work_of(state: Any, counts: flops.Counts, executed: float, rows: int, itemsize: int) -> Work:
+def work_of(
+  state: Any, counts: flops.Counts, executed: int | float, rows: int, itemsize: int
+) -> Work:
   """Of an abstract `TrainState`, and a batch of so many rows."""
   numbers = lambda tree: sum(math.prod(x.shape) for x in tree.values())
   held = (state.trainable, state.frozen, state.opt_state, state.ema, state.trainable)
@@ -66,12 +68,14 @@ class Estimate:
   """
 
   chips: int
-  held: float
+  held: int | float
   roofline: Roofline
   mfu: tuple[float, float]
 
 
-def estimate(work: Work, chip: Chip, shape: Sequence[int], slices: int, rows: float) -> Estimate:
+def estimate(
+  work: Work, chip: Chip, shape: Sequence[int], slices: int, rows: int | float
+) -> Estimate:
   """A step with `rows` rows on each chip of `slices` slices of so many chips along each dimension.
 
   Weights are gathered for the forward and for the backward pass, gradients of trainable ones are

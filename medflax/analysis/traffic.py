@@ -19,7 +19,7 @@ _SLICES = ("slice", "dynamic-slice", "gather")
 _UPDATES = ("dynamic-update-slice",)
 
 
-def bytes_moved(module: Module) -> float:
+def bytes_moved(module: Module) -> int | float:
   """Of one run of the program on one device."""
   traffic = _Traffic(module)
   return sum(

@@ -127,7 +127,7 @@ def find_batch(config: ml_collections.ConfigDict, devices: Sequence[Any], chip: 
   """
   unit = _row_shards(config, devices) * config.optimizer.accumulate
 
-  def memory(rows: int) -> float:
+  def memory(rows: int) -> int | float:
     report = analyse("train", build(_with_batch(config, rows * unit), devices=devices), chip)
     need = report["memory"]["peak"]
     print(f"  batch {rows * unit}: {need / GIB:.2f} GiB", file=sys.stderr, flush=True)
@@ -189,14 +189,14 @@ def told(report: Mapping[str, Any]) -> str:
   return "\n".join(lines)
 
 
-def _si(value: float) -> str:
+def _si(value: int | float) -> str:
   for factor, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
     if value >= factor:
       return f"{value / factor:.3g} {unit}"
   return f"{value:.3g} "
 
 
-def _ms(seconds: float) -> str:
+def _ms(seconds: int | float) -> str:
   return f"{seconds * 1e3:,.3g} ms"
 
 

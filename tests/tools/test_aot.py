@@ -43,7 +43,7 @@ def test_all_programs(here, capsys, tmp_path):
   for words in ("train: 2 rows, 32 tokens", "prefill: 2 rows", "decode: 2 rows, 2 tokens"):
     assert words in out
   train, prefill, decode = json.loads(path.read_text())["programs"]
-  assert train["flops"]["model"] > 2 * prefill["flops"]["model"] > decode["flops"]["model"] > 0
+  assert train["flops"]["model"] > prefill["flops"]["model"] > decode["flops"]["model"] > 0
   assert 0 < train["memory"]["peak"] < CHIPS["v5e"].hbm
   assert train["bytes_moved"] > train["memory"]["arguments"]
   assert train["collectives"] == []
