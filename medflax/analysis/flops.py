@@ -143,14 +143,18 @@ def _product(flops: Callable[[JaxprEqn], float]) -> Callable[..., list[_From]]:
 
 def _dot(eqn: JaxprEqn) -> int | float:
   (contracted, _), _ = eqn.params["dimension_numbers"]
-  shape = eqn.invars[0].aval.shape
-  return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
+  shape = _shape(eqn.invars[0])
+  return 2.0 * math.prod(_shape(eqn.outvars[0])) * math.prod(shape[i] for i in contracted)
 
 
 def _conv(eqn: JaxprEqn) -> int | float:
-  kernel = eqn.invars[1].aval.shape
+  kernel = _shape(eqn.invars[1])
   outputs = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-  return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / outputs
+  return 2.0 * math.prod(_shape(eqn.outvars[0])) * math.prod(kernel) / outputs
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+  return variable.aval.shape
 
 
 def _plain(eqn, inputs, path, counts) -> list[_From]:

@@ -150,7 +150,7 @@ def _of_rows(parts: Parts, x: jax.ShapeDtypeStruct, rows: int) -> jax.sharding.N
 
   Keys and values are `[groups, rows, heads, places, channels]`.
   """
-  spec = [None] * len(x.shape)
+  spec: list[Any] = [None] * len(x.shape)
   if rows in x.shape[:2]:
     (spec[x.shape.index(rows)],) = sharding.batch_sharding(parts.mesh).spec
   if len(x.shape) == 5 and x.shape[2] % parts.mesh.shape["tensor"] == 0:

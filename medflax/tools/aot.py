@@ -54,8 +54,8 @@ def topology_devices(name: str, slices: int = 1) -> tuple[Chip, list[Any]]:
   chip = check_topology(name)
   for variable, value in LIBTPU.items():
     os.environ.setdefault(variable, value)
-  try:
-    import libtpu  # noqa: F401  jax would look for it, and tell at length that it is not there
+  try:  # jax would look for it, and tell at length that it is not there
+    import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
   except ImportError:
     raise UserError("compiling for TPUs needs libtpu: pip install 'medflax[aot]'") from None
   from jax.experimental import topologies
