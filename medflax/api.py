@@ -31,6 +31,7 @@ from medflax.evals.scoring import probabilities
 from medflax.inference.decoding import make_decoder
 from medflax.inference.features import MediaFeatures, embed_with
 from medflax.loading import Loaded, load_model
+from medflax.parallel import sharding
 from medflax.utils import UserError
 
 # A file, or an array that is an image (H, W, C) or a volume (D, H, W, C), uint8 or float in [0, 1].
@@ -186,7 +187,8 @@ class Assistant:
     tokenizer, config = self.loaded.parts.tokenizer, self.loaded.config
     # A few sizes, for each is a program of its own.
     rows = min(batch_size, 1 << max(len(queries) - 1, 0).bit_length())
-    rows = -(-rows // _ways(self.loaded)) * _ways(self.loaded)
+    ways = sharding.num_row_shards(self.loaded.parts.mesh)
+    rows = -(-rows // ways) * ways
     with self.loaded.running():
       embed = embed_with(self.loaded.parts.model, self._params, self.loaded.parts.put)
       features = MediaFeatures(embed, rows)
@@ -249,9 +251,3 @@ def _answer(trial: Any) -> Answer:
     shares = map(float, probabilities(trial, length_normalised=True))
     weighed = zip(trial.candidates, trial.reply.logprobs, shares, strict=True)
   return Answer(trial.reply.text, trial.reply.stop, tuple(Candidate(*item) for item in weighed))
-
-
-def _ways(loaded: Loaded) -> int:
-  """Among how many devices the rows of a batch are divided."""
-  shape = loaded.parts.mesh.shape
-  return shape["data"] * shape["fsdp"]
