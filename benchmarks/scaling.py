@@ -25,10 +25,12 @@ from medflax.analysis.scaling import Work, estimate, suggest_mesh, work_of
 from medflax.build import build
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Rows on each chip: some 4,000 tokens of text.
+# Rows on each chip: some 4,000 tokens of text. Flamingo's rows are those of `data=folder`, 512
+# tokens and five images: prompts of four examples.
+FLAMINGO = "configs/flamingo_med.py:data=folder,variant="
 MODELS = {
-  "3b": ("configs/flamingo_med.py:variant=3b", 8),
-  "9b": ("configs/flamingo_med.py:variant=9b", 8),
+  "3b": (f"{FLAMINGO}3b", 8),
+  "9b": (f"{FLAMINGO}9b", 8),
   "RadFM-14B": ("configs/radfm.py:variant=full", 2),
   "MedVInT-TD": ("configs/medvint.py:head=td,variant=full", 8),
 }

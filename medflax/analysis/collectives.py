@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,9 @@ _SENT = {
 }
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
+_AXIS = re.compile(r"'(\w+)'(?:=(\d+)|:\((\d+)\)(\d+))?")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
 
 
@@ -49,7 +53,7 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
     module: of one device.
     mesh: sizes of the mesh's axes; its devices are numbered row by row.
   """
-  found: dict[tuple[str, tuple[str, ...]], list[float]] = {}
+  found: dict[Any, tuple[str, tuple[str, ...], float, float]] = {}
   for name, runs, _ in module.runs():
     by_name = {instruction.name: instruction for instruction in module.computations[name]}
     for instruction in by_name.values():
@@ -61,10 +65,17 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
         continue
       # TPUs write a reduce-scatter as a fusion of that name around an all-reduce.
       written = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
-      total = found.setdefault((written, _axes(groups, mesh)), [0.0, 0.0])
-      total[0] += runs
-      total[1] += runs * _bytes(instruction, kind, by_name) * _SENT[written](len(groups))
-  rows = [Collective(*key, *total) for key, total in found.items()]
+      sent = _bytes(instruction, kind, by_name) * _SENT[written](len(groups))
+      # And what runs beside other instructions stands in each of those, under one channel.
+      channel = _CHANNEL.search(instruction.text)
+      key = channel[1] if channel else (name, instruction.name)
+      if key not in found or found[key][2] < runs:
+        found[key] = (written, _axes(groups, mesh), runs, runs * sent)
+  totals: dict[tuple[str, tuple[str, ...]], tuple[float, float]] = {}
+  for kind, axes, runs, sent in found.values():
+    times, total = totals.get((kind, axes), (0.0, 0.0))
+    totals[kind, axes] = (times + runs, total + sent)
+  rows = [Collective(*key, *total) for key, total in totals.items()]
   return sorted(rows, key=lambda row: -row.bytes)
 
 
@@ -84,6 +95,8 @@ def _group(instruction: Instruction, devices: int) -> Sequence[int]:
   if pairs := _PAIRS.search(text):
     numbers = [tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)", pairs[0])]
     return max(numbers, key=lambda pair: abs(pair[0] - pair[1]), default=())
+  if of_mesh := _MESH.search(text):
+    return _mesh_group(*of_mesh.groups(), devices)
   if listed := _LISTED.search(text):
     return [int(i) for i in listed[1].split(",")]
   if iota := _IOTA.search(text):
@@ -93,6 +106,20 @@ def _group(instruction: Instruction, devices: int) -> Sequence[int]:
     numbers = np.arange(math.prod(dims)).reshape(dims)
     return (numbers.transpose(order) if order else numbers).reshape(groups)[0].tolist()
   return range(devices)
+
+
+def _mesh_group(sizes: str, axes: str, devices: int) -> Sequence[int]:
+  """The first group of `mesh['a'=2,'b'=4] {'a'}`; 'b':(2)2 is the last half of b's four."""
+  if "device_ids" in sizes:
+    raise ValueError(f"devices of a mesh in another order: {sizes}")
+  mesh = {name: int(size) for name, size, _, _ in _AXIS.findall(sizes)}
+  numbers = np.arange(devices).reshape(tuple(mesh.values()))
+  places: list[Any] = [0] * len(mesh)
+  for name, _, before, size in _AXIS.findall(axes):
+    whole, place = mesh[name], list(mesh).index(name)
+    step = whole // (int(before) * int(size)) if size else 1
+    places[place] = slice(0, step * int(size) if size else whole, step)
+  return np.atleast_1d(numbers[tuple(places)]).reshape(-1).tolist()
 
 
 def _axes(group: Sequence[int], mesh: Mapping[str, int]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"\bcondition=%([\w.\-]+)")
 # Attributes that name computations which run where the instruction does.
 _CALLS = re.compile(
   r"\b(?:calls|body|condition|branch_computations|true_computation|false_computation)="
@@ -70,12 +71,6 @@ class Instruction:
     pattern = _CALLED_BY_CALL if self.opcode == "call" else _CALLS
     return tuple(n for found in pattern.findall(self.text) for n in _OPERAND.findall(found))
 
-  @property
-  def trips(self) -> int:
-    """How often the body of a `while` runs; 1 where the compiler does not know."""
-    found = _TRIPS.search(self.text)
-    return int(found[1]) if found else 1
-
 
 @dataclasses.dataclass(frozen=True)
 class Module:
@@ -101,8 +96,25 @@ class Module:
       yield name, times, fused
       for instruction in self.computations[name]:
         inner = fused or instruction.opcode == "fusion"
-        repeated = times * (instruction.trips if instruction.opcode == "while" else 1)
+        repeated = times * (self.trips(instruction) if instruction.opcode == "while" else 1)
         todo += [(called, repeated, inner) for called in instruction.calls]
+
+  def trips(self, loop: Instruction) -> int:
+    """How often the body of a `while` runs; 1 where the program does not say.
+
+    TPU programs say it in the loop's condition alone: the counter, from 0, is below a constant.
+    """
+    if known := _TRIPS.search(loop.text):
+      return int(known[1])
+    (condition,) = _CONDITION.findall(loop.text)
+    body = self.computations[condition]
+    limits = [int(i.operands[0]) for i in body if i.opcode == "constant" and _is_count(i)]
+    return max(limits, default=1)
+
+
+def _is_count(constant: Instruction) -> bool:
+  (array,) = constant.outputs
+  return array.dtype == "s32" and not array.shape
 
 
 def parse(text: str) -> Module:

@@ -78,12 +78,13 @@ def estimate(
 ) -> Estimate:
   """A step with `rows` rows on each chip of `slices` slices of so many chips along each dimension.
 
-  Weights are gathered for the forward and for the backward pass, gradients of trainable ones are
-  scattered once and then summed over slices in float32. Memory traffic is that of the gathered
-  weights in three passes and of the state once read and written, without activations.
+  Weights are gathered for the forward pass, for what is recomputed and for the backward pass, as
+  XLA does it; gradients of trainable ones are scattered once and then summed over slices in
+  float32. Memory traffic is that of the gathered weights in the three passes and of the state once
+  read and written, without activations.
   """
   n = math.prod(shape)
-  passed = work.itemsize * (2 * work.weights + work.trainable) * (n - 1) / n
+  passed = work.itemsize * (3 * work.weights + work.trainable) * (n - 1) / n
   communication: dict[tuple[str, ...], float] = {}
   if n > 1:
     communication["fsdp",] = passed / torus_bandwidth(chip, shape)

@@ -24,7 +24,7 @@ def test_a_step_by_hand():
   assert guess.held == WORK.state / 16
   assert guess.roofline.compute == 4 * 25e12 / 197e12
   # 4 × 4 is no torus: one link along each of two dimensions, 50 GB/s each.
-  assert guess.roofline.communication == {("fsdp",): 2 * 15e9 * 15 / 16 / 100e9}
+  assert guess.roofline.communication == {("fsdp",): 2 * 22e9 * 15 / 16 / 100e9}
   assert guess.roofline.bound == "compute"
   assert guess.mfu[0] == pytest.approx(20 / 25)
   assert guess.mfu[1] < guess.mfu[0]
