@@ -65,7 +65,7 @@ LAYERS = {
     *("build", "checkpoint", "config", "parallel", "pretrained", "train_step", "utils"),
     "workdir",
   ),
-  "api": ("data", "evals", "inference", "loading", "utils"),
+  "api": ("data", "evals", "inference", "loading", "parallel", "utils"),
   "trainer": (
     *("build", "checkpoint", "config", "data", "data.pipeline", "evals", "interrupt"),
     *("metric_writer", "optim", "parallel", "report", "speed", "summary", "train_step", "utils"),
