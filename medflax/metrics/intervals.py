@@ -9,8 +9,10 @@ are resampled, not samples (Davison & Hinkley, "Bootstrap Methods and their Appl
   groups tells, and Student's quantile (Korn & Graubard 1998; Dean & Pagano 2015). It does not leave
   [0, 1], and does not collapse if all answers are right.
 * Of other scores, and of weighted ones, the studentised bootstrap (Efron 1982; Hall 1992).
-* Of a number of the whole set, the percentiles of resamples, widened for few groups (Hesterberg
-  2015, "What teachers should know about the bootstrap").
+* Of a number of the whole set, the percentiles of resamples.
+
+Both bootstraps read quantiles that are further out for few groups (Hesterberg 2015, "What teachers
+should know about the bootstrap").
 """
 
 import dataclasses
@@ -215,7 +217,8 @@ def studentised(clusters: Clusters, seed: int, num_resamples: int = 2000) -> Int
   errors = np.sqrt(np.maximum(squares, 0) * count / (count - 1)) / weights
   most = _MAX_QUANTILE * clusters.quantile
   scores = np.clip(shift / np.maximum(errors, 1e-12), -most, most)
-  low, high = np.quantile(scores, [1 - _TAIL, _TAIL])
+  tail = special.ndtr(clusters.quantile)
+  low, high = np.quantile(scores, [1 - tail, tail])
   return mean - max(high, 0.0) * error, mean - min(low, 0.0) * error
 
 
