@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from medflax.analysis.hlo import Instruction, Module
 
@@ -23,7 +24,10 @@ _SENT = {
 }
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
+_MESH = re.compile(
+  r"replica_groups=mesh\[([^\]]*)\]"
+  r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}"
+)
 _AXIS = re.compile(r"'(\w+)'(?:=(\d+)|:\((\d+)\)(\d+))?")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
@@ -96,24 +100,32 @@ def _group(instruction: Instruction, devices: int) -> Sequence[int]:
     numbers = [tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)", pairs[0])]
     return max(numbers, key=lambda pair: abs(pair[0] - pair[1]), default=())
   if of_mesh := _MESH.search(text):
-    return _mesh_group(*of_mesh.groups(), devices)
+    sizes, dims, order, axes = of_mesh.groups()
+    return _mesh_group(sizes, _numbers(dims or str(devices), order), axes)
   if listed := _LISTED.search(text):
-    return [int(i) for i in listed[1].split(",")]
+    return _ints(listed[1])
   if iota := _IOTA.search(text):
-    groups, dims, order = (
-      [int(i) for i in part.split(",")] if part else [] for part in iota.groups()
-    )
-    numbers = np.arange(math.prod(dims)).reshape(dims)
-    return (numbers.transpose(order) if order else numbers).reshape(groups)[0].tolist()
+    groups, dims, order = iota.groups()
+    return _numbers(dims, order).reshape(_ints(groups))[0].tolist()
+  if "replica_groups=" in text and "replica_groups={}" not in text:
+    raise ValueError(f"groups in a form that is not known: {text[:200]}")
   return range(devices)
 
 
-def _mesh_group(sizes: str, axes: str, devices: int) -> Sequence[int]:
+def _ints(text: str) -> list[int]:
+  return [int(number) for number in text.split(",")]
+
+
+def _numbers(dims: str, order: str | None) -> Int[np.ndarray, "..."]:
+  """Devices counted row by row in an array of these dimensions, which are then reordered."""
+  numbers = np.arange(math.prod(_ints(dims))).reshape(_ints(dims))
+  return numbers.transpose(_ints(order)) if order else numbers
+
+
+def _mesh_group(sizes: str, numbers: Int[np.ndarray, "..."], axes: str) -> Sequence[int]:
   """The first group of `mesh['a'=2,'b'=4] {'a'}`; 'b':(2)2 is the last half of b's four."""
-  if "device_ids" in sizes:
-    raise ValueError(f"devices of a mesh in another order: {sizes}")
   mesh = {name: int(size) for name, size, _, _ in _AXIS.findall(sizes)}
-  numbers = np.arange(devices).reshape(tuple(mesh.values()))
+  numbers = numbers.reshape(tuple(mesh.values()))
   places: list[Any] = [0] * len(mesh)
   for name, _, before, size in _AXIS.findall(axes):
     whole, place = mesh[name], list(mesh).index(name)

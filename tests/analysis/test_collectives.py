@@ -72,3 +72,42 @@ def test_shapes():
 def test_other_text_is_refused():
   with pytest.raises(ValueError, match="not the text of an HLO module"):
     hlo.parse("hello")
+
+
+@pytest.mark.parametrize(
+  ("groups", "axes"),
+  [
+    ("{{0,4},{1,5},{2,6},{3,7}}", ("data",)),
+    ("[2,4]<=[8]", ("fsdp",)),
+    ("[4,2]<=[2,4]T(1,0)", ("data",)),
+    ("mesh['a'=2,'b'=4] {'b'}", ("fsdp",)),
+    ("mesh['a'=2,'b'=4] {'a','b'}", ("data", "fsdp")),
+    ("mesh['a'=2,'b'=4] {'b':(1)2}", ("fsdp",)),
+    ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", ("data",)),
+    ("{}", ("data", "fsdp")),
+  ],
+)
+def test_groups_are_written_in_many_ways(groups, axes):
+  text = PROGRAM.replace("{{0,1,2,3},{4,5,6,7}}", groups)
+  assert {c.kind: c.axes for c in collectives(hlo.parse(text), MESH)}["all-gather"] == axes
+
+
+def test_groups_in_an_unknown_form_are_not_guessed():
+  text = PROGRAM.replace("{{0,1,2,3},{4,5,6,7}}", "hypercube")
+  with pytest.raises(ValueError, match="not known"):
+    collectives(hlo.parse(text), MESH)
+
+
+def test_what_runs_beside_other_instructions_is_one_exchange():
+  again = (
+    "  %again = f32[1024]{0:T(1024)} all-gather(%row), channel_id=3, replica_groups=[2,4]<=[8]\n"
+  )
+  text = PROGRAM.replace("use_global_device_ids=true", "channel_id=3")
+  both = text.replace("  %whole =", again + again.replace("again", "more") + "  %whole =")
+  assert collectives(hlo.parse(both), MESH) == collectives(hlo.parse(text), MESH)
+
+
+def test_a_loop_that_says_how_often_in_its_condition_alone():
+  text = PROGRAM.replace(', backend_config={"known_trip_count":{"n":"10"}}', "")
+  said = text.replace("ROOT %yes = pred", "%n = s32[]{:T(128)} constant(10)\n  ROOT %yes = pred")
+  assert collectives(hlo.parse(said), MESH) == collectives(hlo.parse(PROGRAM), MESH)
