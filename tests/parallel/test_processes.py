@@ -86,14 +86,14 @@ def run(tmp_path, *flags):
   return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.timeout(1800)
 def test_losses_are_the_same_with_more_processes_and_runs_move_between_them(tmp_path):
   found = run(tmp_path, "--processes", "1", "2", "4")
   assert set(found["differences"]) == {"1", "2", "4", "1, then 2", "2, then 4", "4, then 1"}
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("lost", [2, 0])  # 0: the one where all meet
 def test_a_lost_process_ends_the_others_who_say_what_to_do(lost, tmp_path):
