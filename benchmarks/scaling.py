@@ -91,8 +91,8 @@ def row(name: str, one: Work, generation: str, chips: int, report: dict) -> str:
   return f"| {name} | {place} | {chips} | {peak} | {times} | {roofs['bound']} | {mfu} |"
 
 
-def picture(path: str, works: dict[str, Work]) -> None:
-  """Rows a second of all chips over their number, with as many rows on each."""
+def picture(path: str, works: dict[str, Work], reports: pathlib.Path) -> None:
+  """Weak scaling: rows a second of each chip over their number; what was compiled as crosses."""
   import matplotlib
 
   matplotlib.use("Agg")
@@ -109,15 +109,22 @@ def picture(path: str, works: dict[str, Work]) -> None:
       ]
       fitting = [g for g in guesses if g.held < chip.hbm]
       chips = [g.chips for g in fitting]
-      best = [g.chips * rows / g.roofline.seconds for g in fitting]
-      worst = [g.chips * rows / g.roofline.without_overlap for g in fitting]
+      best = [rows / g.roofline.seconds for g in fitting]
+      worst = [rows / g.roofline.without_overlap for g in fitting]
       (line,) = panel.plot(chips, best, marker="o", markersize=3, label=generation)
       panel.fill_between(chips, worst, best, alpha=0.25, color=line.get_color(), linewidth=0)
-    panel.set(xscale="log", yscale="log", title=f"{name}, {rows} rows a chip", xlabel="chips")
+      for count, (shape, number) in slices.items():
+        report = compiled(reports, name, f"{generation}:{shape}", number, wanted=False)
+        if report and report["programs"][0]["fits"]:
+          roofs = report["programs"][0]["roofline"]
+          times = [roofs["seconds"], roofs["seconds_without_overlap"]]
+          speeds = [report["programs"][0]["rows"] / count / seconds for seconds in times]
+          panel.plot([count] * 2, speeds, marker="x", color=line.get_color(), linewidth=0.8)
+    panel.set(xscale="log", ylim=(0, None), title=f"{name}, {rows} rows a chip", xlabel="chips")
     panel.set_xticks([8, 16, 64, 256, 1024], ["8", "16", "64", "256", "1,024"])
     panel.minorticks_off()
     panel.grid(alpha=0.3)
-  axes[0].set_ylabel("rows per second, at most")
+  axes[0].set_ylabel("rows per second and chip, at most")
   axes[0].legend(frameon=False)
   figure.savefig(path, dpi=110)
 
@@ -158,7 +165,7 @@ def main() -> None:
       cells = " | ".join(f"data {m['data']} · fsdp {m['fsdp']}" for m in meshes)
       print(f"| {name} | {chips} | {cells} |")
   if flags.picture:
-    picture(flags.picture, works)
+    picture(flags.picture, works, flags.reports)
 
 
 if __name__ == "__main__":
