@@ -125,7 +125,8 @@ def picture(path: str, works: dict[str, Work], reports: pathlib.Path) -> None:
     panel.minorticks_off()
     panel.grid(alpha=0.3)
   axes[0].set_ylabel("rows per second and chip, at most")
-  axes[0].legend(frameon=False)
+  handles, names = axes[0].get_legend_handles_labels()
+  figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
   figure.savefig(path, dpi=110)
 
 
