@@ -110,8 +110,9 @@ class Evaluation:
     asker = Asker(self._tokenizer, Prompt(), self._config.data, features)
     questions = [asker.trial(episode).question for episode in episodes]
     features.finish()
-    answered = self._answerer.replies(questions, features, self._params)
-    return [reply for *_, replies in answered for reply in replies]
+    batches = self._answerer.batches(questions)
+    answered = self._answerer.replies(batches, questions, features, self._params)
+    return [reply for _, replies in answered for reply in replies]
 
 
 def main() -> None:

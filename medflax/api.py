@@ -26,8 +26,9 @@ from medflax.data.readers import read_kind
 from medflax.data.tokenizer import Tokenizer
 from medflax.data.transforms.scan import Scan
 from medflax.evals.answering import Answerer
-from medflax.evals.asking import Asker
-from medflax.evals.scoring import probabilities
+from medflax.evals.asking import Asker, answer
+from medflax.evals.scoring import weighed
+from medflax.evals.trials import Trial
 from medflax.inference.decoding import make_decoder
 from medflax.inference.features import MediaFeatures, embed_with
 from medflax.loading import Loaded, load_model
@@ -81,7 +82,7 @@ class Answer:
 
   Attributes:
     text: the answer, cut where it ends.
-    stop: why it ended, one of `decoding.STOP_REASONS`.
+    stop: why it ended, one of `stops.STOP_REASONS`.
     candidates: the choices, in their order.
   """
 
@@ -199,11 +200,8 @@ class Assistant:
         support = tuple(read[id(example)] for example in query.support)
         trials.append(asker.trial(Episode(asked, support), index=i))
       features.finish()
-      questions = [trial.question for trial in trials]
       answerer = self._answerer(tokenizer, decoding, constrained, rows)
-      for _, batch, replies in answerer.replies(questions, features, self._params):
-        for i, reply in zip(batch.members, replies, strict=True):
-          trials[i].reply = reply
+      answer(trials, answerer, features, self._params)
     return [_answer(trial) for trial in trials]
 
   def _answerer(
@@ -245,9 +243,6 @@ class Assistant:
       raise UserError(f"{name} {error}") from None
 
 
-def _answer(trial: Any) -> Answer:
-  weighed = ()
-  if trial.candidates:
-    shares = map(float, probabilities(trial, length_normalised=True))
-    weighed = zip(trial.candidates, trial.reply.logprobs, shares, strict=True)
-  return Answer(trial.reply.text, trial.reply.stop, tuple(Candidate(*item) for item in weighed))
+def _answer(trial: Trial) -> Answer:
+  candidates = tuple(Candidate(**item) for item in weighed(trial, length_normalised=True))
+  return Answer(trial.reply.text, trial.reply.stop, candidates)

@@ -7,7 +7,7 @@ length share a program; those that begin alike (one support set for all) share w
 import dataclasses
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -117,27 +117,28 @@ class Answerer:
       groups[question.shared].append(i)
     alone, batches = [], []
     for members in groups.values():
-      length = _shared_length([questions[i] for i in members])
+      shared = _shared([questions[i] for i in members])
       # Batches of few rows would cost more than what reading once saves; and a masked model reads
       # a prompt and its answer at once.
-      few = length < LENGTH_MULTIPLE or 2 * len(members) < self.batch_size
+      few = shared.length < LENGTH_MULTIPLE or 2 * len(members) < self.batch_size
       if few or self.model.shift == 0:
         alone += members
       else:
-        batches += self._divided(questions, members, length)
-    return self._divided(questions, sorted(alone), 0) + batches
+        batches += self._divided(questions, members, shared)
+    return self._divided(questions, sorted(alone), None) + batches
 
   def _divided(
-    self, questions: Sequence[Question], members: Sequence[int], shared: int
+    self, questions: Sequence[Question], members: Sequence[int], shared: "Shared | None"
   ) -> list["QuestionBatch"]:
+    start = shared.length if shared else 0
     buckets: dict[int, list[int]] = defaultdict(list)
     for i in members:
-      length = len(questions[i].encoded["tokens"]) - shared
+      length = len(questions[i].encoded["tokens"]) - start
       buckets[next((b for b in LENGTH_BUCKETS if length <= b), length)].append(i)
     made = []
     for _, inside in sorted(buckets.items()):
       chosen = [questions[i] for i in inside]
-      longest = max(len(question.encoded["tokens"]) for question in chosen) - shared
+      longest = max(len(question.encoded["tokens"]) for question in chosen) - start
       candidates = [tokens for question in chosen for tokens in question.candidates]
       shape = Shape(
         length=-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE,
@@ -150,52 +151,42 @@ class Answerer:
 
   def replies(
     self,
+    batches: Sequence["QuestionBatch"],
     questions: Sequence[Question],
     features: MediaFeatures,
     params: PyTree,
-    *,
-    skip: Container[int] = (),
-  ) -> Iterator[tuple[int, "QuestionBatch", list[Reply]]]:
-    """Answers batch by batch: its number, the batch, and the replies in its order.
+  ) -> Iterator[tuple["QuestionBatch", list[Reply]]]:
+    """Answers batch by batch: the batch, and the replies in its order.
 
     Args:
+      batches: from `batches`, all or some of them in their order.
       questions: all of them.
       features: of their media, finished.
       params: of the model.
-      skip: numbers of batches that are not asked.
     """
 
-    def launched() -> Iterator[tuple[int, QuestionBatch, Launched]]:
+    def launched() -> Iterator[tuple[QuestionBatch, Launched]]:
       shared, prefix = None, None
-      for number, batch in enumerate(self.batches(questions)):
-        if number not in skip:
-          chosen = [questions[i] for i in batch.members]
-          if batch.shared and shared != (chosen[0].shared, batch.shared):
-            shared, prefix = (chosen[0].shared, batch.shared), None  # frees the one before
-            prefix = self._prefix(batch, questions, features, params)
-          begun = prefix if batch.shared else None
-          yield number, batch, self._launch(chosen, batch, begun, features, params)
+      for batch in batches:
+        chosen = [questions[i] for i in batch.members]
+        if batch.shared is not shared:
+          shared, prefix = batch.shared, None  # frees the one before
+          if shared:
+            prefix = self._prefix(chosen[0], shared, features, params)
+        yield batch, self._launch(chosen, batch, prefix, features, params)
 
-    for number, batch, running in lagged(launched()):
-      yield number, batch, self._read(running, [questions[i] for i in batch.members])
+    for batch, running in lagged(launched()):
+      yield batch, self._read(running, [questions[i] for i in batch.members])
 
   def _prefix(
-    self,
-    batch: "QuestionBatch",
-    questions: Sequence[Question],
-    features: MediaFeatures,
-    params: PyTree,
+    self, question: Question, shared: "Shared", features: MediaFeatures, params: PyTree
   ) -> PyTree:
-    """What the questions of a batch, and all others with the same support, begin with."""
-    first, shared = questions[batch.members[0]], batch.shared
-    begun = first.part(0, shared)
-    length = -(-shared // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    """What a question, and all others with the same support, begin with."""
+    begun = question.part(0, shared.length)
+    length = -(-shared.length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     row = self._arrays([begun], 1, (length, len(begun.rows)), 0, features)
     prefix = decode.read_prefix(self.model, params, row)
-    together = [question for question in questions if question.shared == first.shared]
-    lowest = lambda q: [n for n in q.encoded["media_first"][shared:].tolist() if n]
-    unseen = all(n > first.num_shared_media for question in together for n in lowest(question))
-    return prefix.without_media() if unseen and begun.rows else prefix
+    return prefix.without_media() if shared.media_unseen else prefix
 
   def _launch(
     self,
@@ -206,10 +197,10 @@ class Answerer:
     params: PyTree,
   ) -> "Launched":
     """Starts answering on the device; `_read` waits for it."""
-    shape, shared = batch.shape, batch.shared
-    if shared:
-      chosen = [question.part(shared, None) for question in chosen]
-    arrays = self._arrays(chosen, self.batch_size, (shape.length, shape.slots), shared, features)
+    shape, start = batch.shape, batch.shared.length if batch.shared else 0
+    if start:
+      chosen = [question.part(start, None) for question in chosen]
+    arrays = self._arrays(chosen, self.batch_size, (shape.length, shape.slots), start, features)
     candidates = _candidate_array(chosen, (self.batch_size, *shape.candidates))
     answers = min(shape.candidates[0], MAX_CANDIDATES)
     read = decode.read_prompts(
@@ -288,12 +279,27 @@ class Shape(NamedTuple):
   candidates: tuple[int, int]
 
 
+class Shared(NamedTuple):
+  """What the prompts of some questions begin with.
+
+  Attributes:
+    length: in tokens.
+    media_unseen: whether it has media that no later token sees.
+  """
+
+  length: int
+  media_unseen: bool
+
+
 class QuestionBatch(NamedTuple):
-  """Questions, by number, that are asked at once; `shared` tokens of each are read only once."""
+  """Questions, by number, that are asked at once.
+
+  `shared` is read once for all batches that have the same one; None: there is nothing of that kind.
+  """
 
   members: Sequence[int]
   shape: Shape
-  shared: int
+  shared: Shared | None
 
 
 class Launched(NamedTuple):
@@ -303,8 +309,8 @@ class Launched(NamedTuple):
   weighed: list[Float[Array, "b c"]]
 
 
-def _shared_length(questions: Sequence[Question]) -> int:
-  """How many tokens these prompts begin with alike, not counting any that sees more media.
+def _shared(questions: Sequence[Question]) -> Shared:
+  """The tokens that these prompts begin with alike, without any that sees more media.
 
   At least one token is left over.
   """
@@ -316,7 +322,9 @@ def _shared_length(questions: Sequence[Question]) -> int:
     for name in ("tokens", "media_index", "media_first", "soft_index"):
       differs = first.encoded[name][:length] != question.encoded[name][:length]
       length = min([length, *np.flatnonzero(differs)[:1].tolist()])
-  return length
+  later = np.concatenate([question.encoded["media_first"][length:] for question in questions])
+  unseen = not ((later > 0) & (later <= first.num_shared_media)).any()
+  return Shared(length, media_unseen=unseen and first.num_shared_media > 0)
 
 
 def _candidate_array(

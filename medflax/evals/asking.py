@@ -1,4 +1,4 @@
-"""From episodes to trials: prompts are encoded, media are handed to `MediaFeatures`."""
+"""From episodes to trials: prompts are encoded, media handed to `MediaFeatures`; and replies."""
 
 import dataclasses
 import itertools
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from medflax.data.documents import Episode, Media, Prompt, Sample, episode_document
 from medflax.data.encode import Encoded, encode_document, media_options
 from medflax.data.tokenizer import Tokenizer
-from medflax.evals.answering import Question
+from medflax.evals.answering import Answerer, Question
 from medflax.evals.trials import CONTROLS, LEFT_OUT, Trial, check_support, without_media
 from medflax.inference.features import MediaFeatures
 
@@ -24,6 +25,7 @@ class Asker:
     data: `config.data`, which says how media stand in the text.
     features: what media are handed to.
     candidates: answers to weigh; None: a query's own choices; (): none.
+    alike: whether support was chosen for being like the query.
   """
 
   tokenizer: Tokenizer
@@ -31,6 +33,7 @@ class Asker:
   data: Any
   features: MediaFeatures
   candidates: tuple[str, ...] | None = ()
+  alike: bool = False
 
   def trial(self, episode: Episode, *, index: int = 0, seed: int = 0) -> Trial:
     """The trial of an episode as it is.
@@ -72,6 +75,7 @@ class Asker:
       shown=shown,
       blank_rows=tuple(self.features.add(blank.array, blank.kind) for blank in blanks),
       seed=seed,
+      alike=self.alike,
       candidates=tuple(texts),
     )
 
@@ -102,3 +106,14 @@ def under_controls(
         f"questions: {LEFT_OUT[condition]}"
       )
   return made
+
+
+def answer(
+  trials: Sequence[Trial], answerer: Answerer, features: MediaFeatures, params: PyTree
+) -> None:
+  """Fills in every trial's reply; `features` are of their media, finished."""
+  questions = [trial.question for trial in trials]
+  batches = answerer.batches(questions)
+  for batch, replies in answerer.replies(batches, questions, features, params):
+    for i, reply in zip(batch.members, replies, strict=True):
+      trials[i].reply = reply

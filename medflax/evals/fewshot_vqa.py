@@ -5,6 +5,7 @@ Every question is asked as it is ("image") and, with the same support, under eac
 """
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import pathlib
@@ -106,7 +107,7 @@ class FewshotVQA:
     base.check_names(name, "controls", settings.controls, CONTROLS)
     field = f"config.evals.{name}"
     with base.named(f"{field}.decoding"):
-      decoder = make_decoder({"type": "greedy", **settings.decoding})
+      decoder = make_decoder(settings.decoding)
     self._demonstrations = make_demonstrations(name, settings.demonstrations)
     self._support = make_support(
       name,
@@ -163,13 +164,13 @@ class FewshotVQA:
       self.context.data_config,
       features,
       self._candidates,
+      alike=bool(self._demonstrations.weights),
     )
     trials = []
     for k in settings.num_shots:
       for seed in range(settings.num_seeds if k else 1):
         episodes = support.episodes(k, self.context.seed + seed)
         asked = [asker.trial(episodes[i], index=i, seed=seed) for i in range(len(episodes))]
-        asked = [dataclasses.replace(t, alike=bool(self._demonstrations.weights)) for t in asked]
         draw = (self.context.seed, k, seed)[: 2 + (seed > 0)]
         trials += asked + under_controls(asked, settings.controls, draw, notes)
     features.finish()
@@ -230,15 +231,16 @@ class FewshotVQA:
       Progress(folder, self._fingerprint(params, step)) as progress,
       tqdm(total=len(trials), desc=self.name, unit=" answers", leave=False, disable=None) as bar,
     ):
-      before = frozenset(progress.replies)
-      answered = self._answerer.replies(questions, features, params, skip=before)
-      for number, batch, replies in answered:
+      numbers = [number for number in range(len(batches)) if number not in progress.replies]
+      waiting = [batches[number] for number in numbers]
+      answered = self._answerer.replies(waiting, questions, features, params)
+      for number, (batch, replies) in zip(numbers, answered, strict=True):
         progress.add(number, replies)
         bar.update(len(batch.members))
       for number, batch in enumerate(batches):
         for i, reply in zip(batch.members, progress.replies[number], strict=True):
           trials[i].reply = reply
-    return len({(batch.shape, batch.shared > 0) for batch in batches})
+    return len({(batch.shape, batch.shared is not None) for batch in batches})
 
   def _fingerprint(self, params: PyTree, step: int) -> str:
     """Tells whether replies that an interrupted evaluation left are this one's."""
@@ -271,18 +273,15 @@ class FewshotVQA:
   ) -> Iterator[dict[str, Any]]:
     """The lines of samples.jsonl, saving the pictures they name."""
     folder = base.results_folder(self.context, self.name, step)
+    # Media are not kept, so that those shown as pictures are read once more.
+    episodes = functools.cache(lambda k: support.episodes(k, self.context.seed))
     for trial in trials:
       query, examples = trial.episode.query, trial.episode.support
       pictures: list[list[str]] = [[] for _ in (query, *examples)]
       shown = trial.condition == "image" and trial.seed == 0
       if shown and trial.index < self.settings.num_pictured:
-        # Media are not kept, so that these are read once more.
-        episode = support.episodes(trial.num_shots, self.context.seed)[trial.index]
+        episode = episodes(trial.num_shots)[trial.index]
         pictures = _pictures(folder, f"{trial.num_shots}shot-{trial.index}", episode)
-      probabilities = (
-        scoring.probabilities(trial, self.settings.length_normalised) if trial.candidates else ()
-      )
-      weighed = zip(trial.candidates, trial.reply.logprobs, probabilities, strict=True)
       yield {
         "id": query.id,
         "group": query.group,
@@ -295,10 +294,7 @@ class FewshotVQA:
         "prediction": trial.reply.text,
         "correct": trial.correct,
         "scores": trial.scores,
-        "candidates": [
-          {"text": text, "logprob": logprob, "probability": float(probability)}
-          for text, logprob, probability in weighed
-        ],
+        "candidates": scoring.weighed(trial, self.settings.length_normalised),
         "stop": trial.reply.stop,
         "choices": query.choices,
         "meta": dict(query.meta),

@@ -4,14 +4,15 @@ import functools
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from medflax.evals.trials import Trial
 from medflax.metrics.base import Metric
 from medflax.metrics.intervals import Measurement, across_seeds, bootstrap
-from medflax.metrics.likelihood import LikelihoodMetric, Likelihoods
-from medflax.metrics.text import exact_match, normalise
+from medflax.metrics.likelihood import LikelihoodMetric, Likelihoods, from_candidates
+from medflax.metrics.text import normalise
 
 MAX_SLICES = 20
 
@@ -37,23 +38,30 @@ def references(trial: Trial) -> list[str]:
   return list(dict.fromkeys((query.answer, *query.meta.get("answers", ()))))
 
 
-def probabilities(trial: Trial, length_normalised: bool) -> np.ndarray:
-  """Of each candidate, among them: the softmax of log-probabilities, or of those a token."""
+def weighed(trial: Trial, length_normalised: bool) -> list[dict[str, Any]]:
+  """Each candidate's "text", "logprob" and "probability" among them; [] if there is none.
+
+  Probabilities are the softmax of log-probabilities, or of those a token.
+  """
+  if not trial.candidates:
+    return []
   logprobs = np.array(trial.reply.logprobs)
   if length_normalised:
     logprobs = logprobs / [len(tokens) for tokens in trial.question.candidates]
   weights = np.exp(logprobs - logprobs.max())
-  return weights / weights.sum()
+  shares = map(float, weights / weights.sum())
+  return [
+    {"text": text, "logprob": logprob, "probability": share}
+    for text, logprob, share in zip(trial.candidates, trial.reply.logprobs, shares, strict=True)
+  ]
 
 
 def likelihoods(trials: Sequence[Trial], length_normalised: bool) -> list[Likelihoods]:
   """The weighed candidates; the answer's place is -1 where it is not among them."""
-  made = []
-  for trial in trials:
-    right = [exact_match(text, trial.episode.query.answer) for text in trial.candidates]
-    answer = right.index(True) if any(right) else -1
-    made.append(Likelihoods(trial.candidates, probabilities(trial, length_normalised), answer))
-  return made
+  return [
+    from_candidates(weighed(trial, length_normalised), trial.episode.query.answer)
+    for trial in trials
+  ]
 
 
 def by_slice(
@@ -78,7 +86,7 @@ def measure(
   trials: Sequence[Trial],
   prefix: str,
   metrics: Mapping[str, Metric],
-  weighed: Mapping[str, LikelihoodMetric],
+  likelihood_metrics: Mapping[str, LikelihoodMetric],
   *,
   seed: int,
   length_normalised: bool,
@@ -95,7 +103,11 @@ def measure(
   for condition, chosen in by_condition.items():
     suffix = "" if condition == "image" else f"@{condition}"
     numbers = functools.partial(
-      _numbers, metrics=metrics, weighed=weighed, seed=seed, length_normalised=length_normalised
+      _numbers,
+      metrics=metrics,
+      likelihood_metrics=likelihood_metrics,
+      seed=seed,
+      length_normalised=length_normalised,
     )
     found = numbers(chosen)
     draws = sorted({trial.seed for trial in chosen})
@@ -110,7 +122,7 @@ def measure(
   said = [normalise(query.answer) for query in queries]
   [(majority, _)] = Counter(said).most_common(1)
   measured[f"{prefix}/majority"] = mean([answer == majority for answer in said], queries)
-  for name in (*metrics, *weighed):
+  for name in (*metrics, *likelihood_metrics):
     if f"{prefix}/{name}" in measured:
       log.info("%s %s %s", prefix, name, measured[f"{prefix}/{name}"])
   return measured
@@ -125,7 +137,7 @@ def _numbers(
   trials: Sequence[Trial],
   *,
   metrics: Mapping[str, Metric],
-  weighed: Mapping[str, LikelihoodMetric],
+  likelihood_metrics: Mapping[str, LikelihoodMetric],
   seed: int,
   length_normalised: bool,
 ) -> dict[str, Measurement]:
@@ -136,8 +148,8 @@ def _numbers(
       found[name] = bootstrap([trial.scores[name] for trial in trials], groups, seed=seed)
     else:
       found[name] = metric.measure(*answers(trials), groups, seed=seed)
-  questions = likelihoods(trials, length_normalised) if weighed else []
-  for name, metric in weighed.items():
+  questions = likelihoods(trials, length_normalised) if likelihood_metrics else []
+  for name, metric in likelihood_metrics.items():
     if (measurement := metric.measure(questions, groups, seed=seed)) is not None:
       found[name] = measurement
   return found

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int, PyTree
 
 from medflax.inference.decoding import Generation, Greedy
-from medflax.inference.stops import STOP_REASONS, stop_at  # noqa: F401  evaluators read it here
+from medflax.inference.stops import stop_at
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -2,14 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from medflax.metrics import likelihood
 from medflax.metrics.intervals import bootstrap
-from medflax.metrics.likelihood import LIKELIHOOD_METRICS, Likelihoods
-from medflax.metrics.text import exact_match
+from medflax.metrics.likelihood import LIKELIHOOD_METRICS, Likelihoods, from_candidates
 from medflax.report import plots
 from medflax.report.fewshot import plural
 from medflax.report.page import section, table
@@ -59,16 +58,9 @@ def _scored(evaluation: Evaluation) -> dict[int, _Scored]:
   for sample in evaluation.answers:
     if sample["condition"] == IMAGE and sample.get("candidates"):
       of = by_shots[sample["num_shots"]]
-      of.questions.append(_likelihoods(sample))
+      of.questions.append(from_candidates(sample["candidates"], sample["answer"]))
       of.groups.append(sample["group"])
   return dict(sorted(by_shots.items()))
-
-
-def _likelihoods(sample: Mapping[str, Any]) -> Likelihoods:
-  choices = tuple(candidate["text"] for candidate in sample["candidates"])
-  right = (n for n, choice in enumerate(choices) if exact_match(choice, sample["answer"]))
-  probabilities = [candidate["probability"] for candidate in sample["candidates"]]
-  return Likelihoods(choices, np.array(probabilities, np.float64), next(right, -1))
 
 
 def _number(name: str, of: _Scored) -> str:

@@ -20,7 +20,7 @@ from jaxtyping import Float, PyTree
 
 from medflax.data.documents import Episode, Media
 from medflax.evals.answering import Answerer
-from medflax.evals.asking import Asker, under_controls
+from medflax.evals.asking import Asker, answer, under_controls
 from medflax.evals.base import EvalContext, put_all
 from medflax.evals.demonstrations import make_demonstrations, make_support
 from medflax.evals.fewshot_vqa import FewshotVQA, Settings
@@ -128,7 +128,6 @@ def _answered(
     raise UserError(f"task {settings.task} asks about no media")
   trials = asked + under_controls(asked, tuple(CHANGES), (context.seed, num_shots), [])
   features.finish()
-  questions = [trial.question for trial in trials]
   answerer = Answerer(
     model=context.model,
     tokenizer=context.tokenizer,
@@ -138,9 +137,7 @@ def _answered(
     decoder=make_decoder({"type": "greedy", "max_new_tokens": 16}),
     batch_size=settings.batch_size,
   )
-  for _, batch, replies in answerer.replies(questions, features, params):
-    for i, reply in zip(batch.members, replies, strict=True):
-      trials[i].reply = reply
+  answer(trials, answerer, features, params)
   return trials
 
 

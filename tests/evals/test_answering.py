@@ -74,7 +74,8 @@ def test_a_shared_support_is_read_once_and_answers_are_the_same(
       batch_size=batch_size,
     )
     said = {}
-    for _, batch, answers in answerer.replies(questions, features, params):
+    batches = answerer.batches(questions)
+    for batch, answers in answerer.replies(batches, questions, features, params):
       said |= zip(batch.members, answers, strict=True)
     replies[batch_size] = [said[i] for i in range(len(questions))]
   assert len(read) == len(supports)
