@@ -14,12 +14,8 @@ import time
 from collections.abc import Sequence
 
 from medflax import config as config_lib
+from medflax.flags import OVERRIDE, Parser, split_overrides
 from medflax.utils import UserError, nearest
-
-
-class _Parser(argparse.ArgumentParser):
-  def error(self, message: str):
-    raise UserError(message)
 
 
 def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
@@ -28,23 +24,18 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str
   Raises:
     UserError: for an unknown flag, a missing value, or no `--config`.
   """
-  parser = _Parser(prog="python -m medflax.main", description=__doc__, allow_abbrev=False)
-  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  parser = Parser("medflax.main", __doc__)
   parser.add_argument("--config", required=True, metavar="FILE.py[:ARG=VALUE,...]")
   parser.add_argument("--workdir", help="default: runs/<config>-<time>")
   parser.add_argument("--dry_run", action="store_true", help="print sizes and stop")
   parser.epilog = "--config.FIELD.FIELD=VALUE overrides one field of the config"
   flags, rest = parser.parse_known_args(argv)
-  overrides = []
   for argument in rest:
-    name, given, text = argument.partition("=")
-    if not name.startswith("--config."):
+    if not argument.startswith(OVERRIDE):
       known = ("--config", "--workdir", "--dry_run", "--help")
-      raise UserError(f"unknown argument {argument}{nearest(name, known)}")
-    if not given:
-      raise UserError(f"{name} needs a value: {name}=VALUE")
-    overrides.append((name.removeprefix("--config."), text))
-  return flags, overrides
+      hint = nearest(argument.partition("=")[0], known)
+      raise UserError(f"unknown argument {argument}{hint}")
+  return flags, split_overrides(rest)
 
 
 def main(argv: Sequence[str]) -> int:

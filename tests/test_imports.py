@@ -47,7 +47,7 @@ LAYERS = {
   ),
   "train_step": ("models", "peft", "utils"),
   "summary": ("parallel", "train_step"),
-  "analysis": ("models", "utils"),
+  "analysis": ("models", "parallel", "utils"),
   "analysis.programs": ("analysis", "build", "inference", "models", "parallel", "utils"),
   "speed": ("analysis",),
   "build": (
@@ -71,7 +71,8 @@ LAYERS = {
     *("metric_writer", "optim", "parallel", "report", "speed", "summary", "train_step", "utils"),
     "workdir",
   ),
-  "main": ("config", "parallel", "trainer", "utils"),
+  "flags": ("utils",),
+  "main": ("config", "flags", "parallel", "trainer", "utils"),
 }
 # What may be imported inside a function alone, when the cheap checks are done.
 DEFERRED = {

@@ -18,11 +18,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree, Shaped, UInt8
 from PIL import Image, ImageDraw
 
+from medflax.data import DATASETS
 from medflax.data.documents import IMAGE, SIGNAL, VOLUME, Dataset, Media, Prompt
 from medflax.data.tokenizer import Tokenizer
 from medflax.metrics.intervals import Measurement
 from medflax.parallel.sharding import put_whole
-from medflax.utils import UserError, git_hash, nearest, write_atomic
+from medflax.utils import UserError, git_hash, nearest, pick, write_atomic
 
 MAX_SLICES = 12  # of a volume's picture
 SIGNAL_LANE = (40, 1280)  # height, width in pixels of a channel of a signal's picture
@@ -88,6 +89,21 @@ def named(field: str) -> Iterator[None]:
     yield
   except UserError as error:
     raise UserError(f"{field}: {error}") from None
+
+
+def own_data(name: str, data: Any, changes: Mapping[str, Any], seed: int) -> tuple[Any, Dataset]:
+  """`config.data` with what `config.evals.<name>.data` changes of it, and its data set.
+
+  Raises:
+    UserError: for an unknown field or source, or as the data set does.
+  """
+  data = data.copy_and_resolve_references()
+  for field in changes:
+    pick(dict(data), field, f"field of config.evals.{name}.data")
+  with data.unlocked():
+    data.update(changes)
+  make = pick(DATASETS, data.source, f"config.evals.{name}.data.source")
+  return data, make(data, seed)
 
 
 def check_task(name: str, task: str, dataset: Dataset) -> None:

@@ -19,7 +19,6 @@ import numpy as np
 from jaxtyping import Float, PyTree
 from tqdm import tqdm
 
-from medflax.data import DATASETS
 from medflax.data.documents import Episode, Media, Prompt
 from medflax.data.mixture import resolve
 from medflax.data.support import select
@@ -324,12 +323,7 @@ def _own_context(context: base.EvalContext, settings: Settings, name: str) -> ba
     prompt = dataclasses.replace(context.prompt, **settings.prompt)
     context = dataclasses.replace(context, prompt=prompt)
   if settings.data:
-    data = context.data_config.copy_and_resolve_references()
-    for field in settings.data:
-      pick(dict(data), field, f"field of config.evals.{name}.data")
-    with data.unlocked():
-      data.update(settings.data)
-    dataset = pick(DATASETS, data.source, f"config.evals.{name}.data.source")(data, context.seed)
+    data, dataset = base.own_data(name, context.data_config, settings.data, context.seed)
     context = dataclasses.replace(context, data_config=data, dataset=dataset)
   return context
 

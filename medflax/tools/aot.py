@@ -27,10 +27,10 @@ from medflax.analysis.collectives import collectives
 from medflax.analysis.hardware import GIB, Chip, check_topology
 from medflax.analysis.roofline import roofline, utilisation
 from medflax.build import Parts, build
+from medflax.flags import Parser
 from medflax.parallel.mesh import make_mesh
 from medflax.parallel.sharding import batch_sharding
 from medflax.summary import describe_mesh, describe_parameters
-from medflax.tools.flags import Parser
 from medflax.utils import UserError, pick, write_atomic
 
 Report = dict[str, Any]

@@ -25,20 +25,18 @@ import jax
 
 from medflax import config as config_lib
 from medflax import workdir as workdir_lib
-from medflax.data import DATASETS
 from medflax.data.builders.store import DATASET
 from medflax.data.documents import Prompt
 from medflax.data.pipeline import with_media_slots
 from medflax.evals import EVALUATORS, EvalContext, Evaluator
+from medflax.evals.base import own_data
 from medflax.evals.fewshot_vqa import Settings
-from medflax.loading import Loaded, find_step, load_config, load_model, load_params
+from medflax.flags import Parser, add_model
+from medflax.loading import Loaded, load_model
 from medflax.metric_writer import log_to_console
 from medflax.report.evaluation import write_evaluation
 from medflax.tasks import evaluations
-from medflax.tools.flags import Parser, add_model
 from medflax.utils import UserError, pick, write_atomic
-
-__all__ = ["evaluate", "find_step", "load_config", "load_params", "main"]
 
 REQUEST = "request.json"  # beside the results of a task: what was asked for, and of which weights
 Section = Mapping[str, Any]
@@ -83,13 +81,8 @@ def evaluate(
 def make_evaluator(loaded: Loaded, name: str, section: Section, to: pathlib.Path) -> Evaluator:
   """The evaluator of a section, with the data set that it names or else the config's."""
   config, parts = loaded.config.copy_and_resolve_references(), loaded.parts
-  own = section.get("data", {})
-  for field in own:
-    pick(dict(config.data), field, f"field of config.evals.{name}.data")
   with config.unlocked():
-    config.data.update(own)
-  make = pick(DATASETS, config.data.source, f"config.evals.{name}.data.source")
-  dataset = make(config.data, config.seed)
+    config.data, dataset = own_data(name, config.data, section.get("data", {}), config.seed)
   context = EvalContext(
     model=parts.model,
     tokenizer=parts.tokenizer,

@@ -24,6 +24,7 @@ import tqdm
 
 from medflax import peft
 from medflax.checkpoint import read_state
+from medflax.loading import find_step, load_config
 from medflax.pretrained import load_weights
 from medflax.pretrained.checkpoint import read_json
 from medflax.pretrained.files import SHARD_BYTES, write_shards
@@ -31,7 +32,6 @@ from medflax.pretrained.lazy import LazyTensor
 from medflax.pretrained.mapping import Tensor, split, their_shape, to_theirs
 from medflax.pretrained.peft_files import write_adapter
 from medflax.pretrained.sources import table
-from medflax.tools.evaluate import find_step, load_config
 from medflax.tools.import_weights import ORIGIN, TOKENIZER, WEIGHTS
 from medflax.utils import UserError, write_atomic
 

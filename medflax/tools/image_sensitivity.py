@@ -25,11 +25,11 @@ from medflax.evals.base import EvalContext, put_all
 from medflax.evals.demonstrations import make_demonstrations, make_support
 from medflax.evals.fewshot_vqa import FewshotVQA, Settings
 from medflax.evals.trials import Trial
+from medflax.flags import Parser, add_model
 from medflax.inference.decoding import make_decoder
 from medflax.inference.features import MediaFeatures, embed_with
 from medflax.loading import Loaded, load_model
 from medflax.tools.evaluate import make_evaluator
-from medflax.tools.flags import Parser, add_model
 from medflax.utils import UserError, pick
 
 CHANGES = {"shuffled": "another image", "no_image": "a black image"}

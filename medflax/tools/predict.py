@@ -18,7 +18,7 @@ from typing import Any
 from medflax import api
 from medflax.data.documents import IMAGE, VOLUME
 from medflax.data.manifest import parse_manifest
-from medflax.tools.flags import Parser, add_model
+from medflax.flags import Parser, add_model
 from medflax.utils import UserError
 
 

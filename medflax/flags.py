@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from medflax.utils import UserError
 
-_OVERRIDE = "--config."
+OVERRIDE = "--config."
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,13 +30,22 @@ class Parser(argparse.ArgumentParser):
     Raises:
       UserError: for an unknown flag or a missing value.
     """
-    given = [argument for argument in argv if argument.startswith(_OVERRIDE)]
+    given = [argument for argument in argv if argument.startswith(OVERRIDE)]
     flags = self.parse_args([argument for argument in argv if argument not in given])
-    pairs = [argument.removeprefix(_OVERRIDE).partition("=") for argument in given]
-    for name, equals, _ in pairs:
-      if not equals:
-        raise UserError(f"{_OVERRIDE}{name} needs a value: {_OVERRIDE}{name}=VALUE")
-    return flags, [(name, text) for name, _, text in pairs]
+    return flags, split_overrides(given)
+
+
+def split_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
+  """`--config.a.b=text` as ("a.b", "text").
+
+  Raises:
+    UserError: for a missing value.
+  """
+  pairs = [argument.removeprefix(OVERRIDE).partition("=") for argument in arguments]
+  for name, equals, _ in pairs:
+    if not equals:
+      raise UserError(f"{OVERRIDE}{name} needs a value: {OVERRIDE}{name}=VALUE")
+  return [(name, text) for name, _, text in pairs]
 
 
 def add_model(parser: Parser, *, workdir: bool = True) -> None:
