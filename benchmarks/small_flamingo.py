@@ -29,18 +29,18 @@ class GivenFeatures(nn.Module):
     return x
 
 
-def small_flamingo(width: int = 256, heads: int = 8, mlp_width: int = 688) -> VLM:
-  """The model; a language model of another width has the same depth."""
+def small_flamingo(tower: nn.Module | None = None, vocab_size: int = VOCAB) -> VLM:
+  """The model; without a tower, media are features."""
   return VLM(
-    GivenFeatures(),
+    tower or GivenFeatures(),
     PerceiverResampler(num_latents=64, depth=2),
     Decoder(
-      vocab_size=VOCAB,
-      width=width,
+      vocab_size=vocab_size,
+      width=256,
       depth=8,
-      heads=heads,
-      kv_heads=heads,
-      mlp_width=mlp_width,
+      heads=8,
+      kv_heads=8,
+      mlp_width=688,
       fusion=GatedXattn(xattn_every=2),
     ),
   )

@@ -14,6 +14,7 @@ import jax
 from medflax.analysis import flops
 from medflax.analysis.hardware import Chip
 from medflax.analysis.roofline import Roofline, torus_bandwidth, utilisation
+from medflax.parallel.mesh import sensible_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,6 @@ def suggest_mesh(work: Work, chip: Chip, chips: int, slices: int = 1) -> Mapping
   Args:
     chips: of each slice.
   """
-  fsdp = 1
-  while fsdp < chips and work.state / fsdp > chip.hbm / 3:
-    fsdp *= 2
-  return {"replica": slices, "data": chips // fsdp, "fsdp": fsdp, "sequence": 1, "tensor": 1}
+  every = chips * slices
+  state = dict(state_bytes=float(work.state), memory=float(chip.hbm))
+  return sensible_sizes(every, rows=every, **state, heads=1, slices=slices)
