@@ -5,9 +5,11 @@ import pathlib
 import sys
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from medflax import config as config_lib
+from medflax import report, trainer
 
 CONFIG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "flamingo_med.py"
 OVERRIDES = {
@@ -72,3 +74,14 @@ def command(root: pathlib.Path, workdir: pathlib.Path, **overrides: str) -> list
   flags = [f"--config.{name}={text}" for name, text in pairs.items()]
   main = [sys.executable, "-m", "medflax.main", f"--config={CONFIG}:data=folder"]
   return [*main, *flags, f"--workdir={workdir}"]
+
+
+def train(config, workdir: pathlib.Path, *, evaluates: bool = True) -> pathlib.Path:
+  """Trains without the report, which has tests of its own; returns `workdir`."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(report, "write_report", lambda workdir: workdir / "report.html")
+    patch.setattr(report, "fewshot_table", lambda workdir: "the table")
+    if not evaluates:
+      patch.setattr(trainer.Run, "_evaluate", lambda *_: False)
+    trainer.train(config, workdir, command="")
+  return workdir

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medflax import api, report, trainer
+from medflax import api
 from medflax.tools.evaluate import evaluate
 from medflax.utils import UserError
 from tests import nano
@@ -21,11 +21,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(images, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "a"
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(report, "write_report", lambda workdir: workdir / "report.html")
-    patch.setattr(report, "fewshot_table", lambda workdir: "the table")
-    trainer.train(nano.config(images, train__num_steps="2"), workdir, command="")
-  return api.load(workdir)
+  return api.load(nano.train(nano.config(images, train__num_steps="2"), workdir))
 
 
 def short(model, question="Colour?", **options):

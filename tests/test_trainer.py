@@ -44,11 +44,7 @@ def no_report(monkeypatch):
 def finished(images, tmp_path_factory):
   """An uninterrupted run."""
   workdir = tmp_path_factory.mktemp("runs") / "a"
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(report, "write_report", lambda workdir: workdir / "report.html")
-    patch.setattr(report, "fewshot_table", lambda workdir: "the table")
-    trainer.train(nano.config(images, evals=EVALS), workdir, command="")
-  return workdir
+  return nano.train(nano.config(images, evals=EVALS), workdir)
 
 
 def train_until(step, config, workdir, number, monkeypatch):

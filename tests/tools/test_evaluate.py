@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 
-from medflax import report, trainer
 from medflax.tools.evaluate import main
 from tests import nano
 
@@ -19,11 +18,7 @@ EVALS = (
 def workdir(tmp_path_factory):
   images = nano.write_images(tmp_path_factory.mktemp("images"))
   workdir = tmp_path_factory.mktemp("runs") / "a"
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(report, "write_report", lambda workdir: workdir / "report.html")
-    patch.setattr(report, "fewshot_table", lambda workdir: "the table")
-    trainer.train(nano.config(images, evals=EVALS, train__ema="0.9"), workdir, command="")
-  return workdir
+  return nano.train(nano.config(images, evals=EVALS, train__ema="0.9"), workdir)
 
 
 def files(folder):

@@ -6,7 +6,6 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from medflax import report, trainer
 from medflax.data.builders import BUILDERS
 from medflax.data.builders.prepare import prepare
 from medflax.tasks import evaluation
@@ -44,12 +43,9 @@ def workdir(slake, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "a"
   changes = {"decoding.max_new_tokens": 2, "batch_size": 4, "num_pictured": 0}
   section = evaluation("slake_en/llava_med_closed", slake, changes)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(report, "write_report", lambda workdir: workdir / "report.html")
-    patch.setattr(report, "fewshot_table", lambda workdir: "the table")
-    config = nano.config(images, evals=str({"task": section}), train__num_steps="2")
-    trainer.train(config, workdir, command="")
-  return workdir
+  return nano.train(
+    nano.config(images, evals=str({"task": section}), train__num_steps="2"), workdir
+  )
 
 
 def asked(workdir, slake, *flags):

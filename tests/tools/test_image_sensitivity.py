@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import pytest
 
-from medflax import report, trainer
 from medflax.loading import Loaded, load_model
 from medflax.tools.image_sensitivity import CHANGES, image_sensitivity, main, told
 from tests import nano
@@ -21,13 +20,8 @@ EVALS = (
 def workdir(tmp_path_factory):
   images = nano.write_images(tmp_path_factory.mktemp("images"))
   workdir = tmp_path_factory.mktemp("runs") / "a"
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(report, "write_report", lambda workdir: workdir / "report.html")
-    patch.setattr(report, "fewshot_table", lambda workdir: "the table")
-    patch.setattr(trainer.Run, "_evaluate", lambda *_: False)
-    config = nano.config(images, evals=EVALS, train__num_steps="2", checkpoint__every="2")
-    trainer.train(config, workdir, command="")
-  return workdir
+  config = nano.config(images, evals=EVALS, train__num_steps="2", checkpoint__every="2")
+  return nano.train(config, workdir, evaluates=False)
 
 
 class Blind(Loaded):

@@ -2,7 +2,6 @@
 
 import pytest
 
-from medflax import report, trainer
 from medflax.tools.predict import examples, main
 from medflax.utils import UserError
 from tests import nano
@@ -16,11 +15,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def workdir(images, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "a"
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(report, "write_report", lambda workdir: workdir / "report.html")
-    patch.setattr(report, "fewshot_table", lambda workdir: "the table")
-    trainer.train(nano.config(images, train__num_steps="2"), workdir, command="")
-  return workdir
+  return nano.train(nano.config(images, train__num_steps="2"), workdir)
 
 
 def ask(workdir, images, *flags):
