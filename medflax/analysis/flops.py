@@ -174,8 +174,11 @@ def _stop(eqn, inputs, path, counts) -> list[_From]:
 
 
 def _scan(eqn, inputs, path, counts) -> list[_From]:
-  consts, carried = eqn.params["num_consts"], eqn.params["num_carry"]
   inputs, body = list(inputs), _open(eqn.params["jaxpr"])
+  # JAX versions name their numbers differently: what a step takes or leaves a slice of has an axis
+  # more outside.
+  carried = _whole(eqn.outvars, body.outvars)
+  consts = _whole(eqn.invars, body.invars) - carried
   slots = range(consts, consts + carried)
   while True:  # until what the carry is made from stays: it only ever grows
     inner: Counts = {}
@@ -187,6 +190,12 @@ def _scan(eqn, inputs, path, counts) -> list[_From]:
   for part, cost in inner.items():
     counts[part] = counts.get(part, Flops()) + cost * eqn.params["length"]
   return outputs
+
+
+def _whole(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+  """How many variables of a scan a step sees whole: they stand before the sliced ones."""
+  pairs = zip(outside, inside, strict=True)
+  return sum(len(_shape(whole)) == len(_shape(one)) for whole, one in pairs)
 
 
 def _cond(eqn, inputs, path, counts) -> list[_From]:
