@@ -70,7 +70,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, command: 
 def _train(
   config: ml_collections.ConfigDict, workdir: pathlib.Path, command: str, watch: processes.Watch
 ) -> None:
-  changes, finished = workdir_lib.check(workdir, config), _is_finished(config, workdir)
+  changes, finished = workdir_lib.check(workdir, config), is_finished(config, workdir)
   changes, finished = processes.gather((changes, finished))[0]
   for line in changes:
     log.warning("config changed: %s", line)
@@ -306,7 +306,8 @@ def _due(config: ml_collections.ConfigDict, name: str, step: int) -> bool:
   return step == config.train.num_steps or bool(every and step % every == 0)
 
 
-def _is_finished(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
+def is_finished(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
+  """Whether the last step is saved and every evaluation of it is there."""
   last = config.train.num_steps
   results = (workdir_lib.results_path(workdir, name, last) for name in config.evals)
   return Checkpointer.has_step(workdir / "checkpoints", last) and all(p.exists() for p in results)
