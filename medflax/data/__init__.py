@@ -7,6 +7,7 @@ from medflax.data.documents import Dataset
 from medflax.data.folder import FolderDataset
 from medflax.data.mixture import Mixture
 from medflax.data.phantoms import Phantoms
+from medflax.data.phantoms.charts import Charts
 from medflax.data.prepared import PreparedDataset
 from medflax.data.remote import fetch, is_remote
 
@@ -51,6 +52,7 @@ def _mixture(data: Any, seed: int) -> Dataset:
 # config.data.source → the data set, from config.data and the seed.
 DATASETS: dict[str, Callable[[Any, int], Dataset]] = {
   "phantom": _phantom,
+  "charts": lambda data, seed: Charts(data.image_size, seed),
   "folder": _folder,
   "prepared": _prepared,
   "mixture": _mixture,

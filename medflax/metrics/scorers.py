@@ -16,6 +16,7 @@ from jaxtyping import Float
 from medflax.metrics import bleu, choices, coco, labels, official, rouge
 from medflax.metrics.base import Metric, best_of, of_totals
 from medflax.metrics.overlap import char_bleu1, token_overlap
+from medflax.metrics.tables import cell_accuracy, rms_f1
 from medflax.metrics.text import exact_match
 from medflax.metrics.umls import Lexicon
 from medflax.utils import UserError, pick
@@ -46,6 +47,8 @@ METRICS: dict[str, Metric] = {
     name: Metric(1, functools.partial(choices.choice_scores, match), with_choices=True)
     for name, match in choices.MATCHES.items()
   },
+  "table_cells": Metric(1, best_of(cell_accuracy)),
+  "rms_f1": Metric(1, best_of(rms_f1)),
   "bleu1_char": Metric(1, best_of(char_bleu1)),
   **{
     f"bleu{n}": Metric(
