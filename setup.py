@@ -45,6 +45,13 @@ METRICS = [
   "sacrebleu>=2.4",  # BLEU and chrF with tokens that make them comparable
 ]
 
+# What the notebooks in colab/ need beside jupyter or Colab, which have the first two.
+NOTEBOOKS = [
+  "ipykernel>=7.0",  # runs their cells
+  "matplotlib>=3.9",  # their figures
+  "nbclient>=0.10",  # runs them without a browser: colab/run.py
+]
+
 EXTRAS_REQUIRE = {
   "test": [
     *DICOM,
@@ -55,6 +62,7 @@ EXTRAS_REQUIRE = {
     "pytest>=8.3",
     "pytest-timeout>=2.3",
     *METRICS,
+    *NOTEBOOKS,
   ],
   "dev": [
     "pre-commit>=4.0",
@@ -65,6 +73,12 @@ EXTRAS_REQUIRE = {
   "dicom": DICOM,
   "gguf": ["gguf>=0.17"],  # dequantises the checkpoints of llama.cpp
   "metrics": METRICS,
+  "notebooks": NOTEBOOKS,
+  "docs": [  # the site: mkdocs build --strict
+    "mkdocs>=1.6,<2",  # 2 has neither plug-ins nor themes of 1
+    "mkdocs-material>=9.7",
+    "mkdocstrings[python]>=1.0",  # pages of the API from docstrings, without importing the code
+  ],
   "tpu": ["jax[tpu]>=0.10"],
   # The same packages, for a machine without TPUs: libtpu, in the version that jax pins, has the
   # compiler that medflax.tools.aot asks. 700 MB that training on CPUs never needs.
@@ -74,12 +88,15 @@ EXTRAS_REQUIRE = {
   "apps": ["gradio>=5.0"],
 }
 
+URL = "https://github.com/medflax/medflax"  # the notebooks' badges and their `git clone` as well
+
 setup(
   name="medflax",
   version="0.1.0",
   description="Few-shot medical vision-language models in JAX and Flax",
   long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
+  url=URL,
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["medflax", "medflax.*"]),
