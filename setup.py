@@ -85,7 +85,6 @@ EXTRAS_REQUIRE = {
   "aot": ["jax[tpu]>=0.10"],
   "cuda": ["jax[cuda13]>=0.10"],
   "slurm": ["submitit>=1.5"],  # launch/slurm.py
-  "apps": ["gradio>=5.0"],
 }
 
 URL = "https://github.com/medflax/medflax"  # the notebooks' badges and their `git clone` as well
