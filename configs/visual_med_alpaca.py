@@ -14,19 +14,8 @@ from ml_collections import ConfigDict
 
 from medflax.config import parse_arg
 from medflax.defaults import QUESTIONS, base_config, phantom_scale, published_scale
+from medflax.experts.templates import PROMPTS
 from medflax.utils import pick
-
-WITH_INPUT = (
-  "Below is an instruction that describes a task, paired with an input that provides further "
-  "context{}. Write a response that appropriately completes the request.\n\n"
-  "### Instruction:\n{{question}}\n\n### Input:\n{{{}}}\n\n### Response:\n"
-)
-PROMPTS = {
-  "image": WITH_INPUT.format(" of an uploaded image", "caption"),
-  "training": WITH_INPUT.format("", "input"),
-  "text": "Below is an instruction that describes a task. Write a response that appropriately "
-  "completes the request.\n\n### Instruction:\n{question}\n\n### Response:\n",
-}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -95,7 +95,7 @@ def load(
   where: str | pathlib.Path,
   *,
   checkpoint: str | pathlib.Path = "",
-  step: int | None = None,
+  step: int | str | None = None,
   overrides: Mapping[str, str] | None = None,
 ) -> "Assistant":
   """The model of a run, or of a config file with the weights it names.
@@ -103,7 +103,8 @@ def load(
   Args:
     where: a workdir, or `FILE.py[:ARG=VALUE,…]`.
     checkpoint: the run that a config file's weights are of; "": those of `config.init`.
-    step: of the checkpoint; None: the newest.
+    step: of the checkpoint: its number, "newest" or "best"; None: the best where the run chooses
+      one, else the newest.
     overrides: of fields of a config file, {"data.max_tokens": "512"}.
 
   Raises:
@@ -166,6 +167,7 @@ class Assistant:
     *,
     decoding: Mapping[str, Any] | None = None,
     constrained: bool = False,
+    stop_strings: Sequence[str] = (),
     batch_size: int = 16,
   ) -> list[Answer]:
     """Asks many questions at once; the answers are those that `ask` gives to each.
@@ -175,6 +177,7 @@ class Assistant:
     Args:
       queries: see `ask`.
       decoding, constrained: for all of them.
+      stop_strings: end an answer as the prompt's end does.
       batch_size: how many are answered together.
 
     Raises:
@@ -200,12 +203,17 @@ class Assistant:
         support = tuple(read[id(example)] for example in query.support)
         trials.append(asker.trial(Episode(asked, support), index=i))
       features.finish()
-      answerer = self._answerer(tokenizer, decoding, constrained, rows)
+      answerer = self._answerer(tokenizer, decoding, constrained, tuple(stop_strings), rows)
       answer(trials, answerer, features, self._params)
     return [_answer(trial) for trial in trials]
 
   def _answerer(
-    self, tokenizer: Tokenizer, decoding: Mapping[str, Any] | None, constrained: bool, rows: int
+    self,
+    tokenizer: Tokenizer,
+    decoding: Mapping[str, Any] | None,
+    constrained: bool,
+    stop_strings: tuple[str, ...],
+    rows: int,
   ) -> Answerer:
     config = self.loaded.config
     return Answerer(
@@ -215,6 +223,7 @@ class Assistant:
       inline=config.data.media_tokens > 0,
       put=self.loaded.parts.put,
       decoder=make_decoder(_DECODING | dict(decoding or {})),
+      stop_strings=stop_strings,
       batch_size=rows,
       constrained=constrained,
       seed=config.seed,
