@@ -76,15 +76,37 @@ def opened(workdir: pathlib.Path, config: ml_collections.ConfigDict, facts: dict
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(f"workdir {workdir}: {error.strerror}; choose another --workdir") from None
-  with (workdir / LOCK).open("a") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(f"workdir {workdir}: another process is training here") from None
+  with locked(workdir, "another process is training here"):
     _compare_environment(workdir / ENVIRONMENT)
     write_atomic(workdir / CONFIG, json.dumps(config_lib.to_dict(config), indent=2) + "\n")
     write_atomic(workdir / ENVIRONMENT, json.dumps(environment() | facts, indent=2) + "\n")
     yield
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path, complaint: str) -> Iterator[None]:
+  """Holds a folder's lock, which ends with the process that holds it, however that ends.
+
+  Raises:
+    UserError: with the complaint, if another process has it.
+  """
+  with (folder / LOCK).open("a") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(f"workdir {folder}: {complaint}") from None
+    yield
+
+
+def is_locked(folder: pathlib.Path) -> bool:
+  """Whether a process holds the folder's lock; creates nothing."""
+  if not (folder / LOCK).exists():
+    return False
+  try:
+    with locked(folder, ""):
+      return False
+  except UserError:
+    return True
 
 
 def _compare_environment(path: pathlib.Path) -> None:
