@@ -25,36 +25,48 @@ class Run(submitit.helpers.Checkpointable):
       raise SystemExit(status)
 
 
-def main() -> int:
-  """Prints the job's number and where its output is."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """What a job asks SLURM for."""
   parser.add_argument("--nodes", type=int, default=1)
-  parser.add_argument("--gpus", type=int, default=1, help="of a node")
+  parser.add_argument("--gpus", type=int, default=1, help="of a node; 0: one process without")
   parser.add_argument("--cpus", type=int, default=8, help="for each process")
-  parser.add_argument("--memory", type=int, default=64, help="GiB for each GPU")
+  parser.add_argument("--memory", type=int, default=64, help="GiB for each process")
   parser.add_argument("--hours", type=float, default=24.0)
   parser.add_argument("--partition", default="")
   parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more of sbatch's")
   parser.add_argument("--output", default="slurm", help="the folder of what the processes say")
   parser.add_argument("--cluster", default="slurm", help="debug: run it here, to try it out")
+
+
+def make_executor(flags: argparse.Namespace, name: str, **more: object) -> submitit.AutoExecutor:
+  """What jobs of this name are submitted with; `more` are submitit's parameters."""
+  executor = submitit.AutoExecutor(folder=pathlib.Path(flags.output), cluster=flags.cluster)
+  processes = max(1, flags.gpus)
+  executor.update_parameters(
+    name=name,
+    nodes=flags.nodes,
+    tasks_per_node=processes,
+    cpus_per_task=flags.cpus,
+    mem_gb=flags.memory * processes,
+    timeout_min=int(60 * flags.hours),
+    slurm_additional_parameters=dict(pair.split("=", 1) for pair in flags.set),
+    **({"gpus_per_node": flags.gpus} if flags.gpus else {}),
+    **({"slurm_partition": flags.partition} if flags.partition else {}),
+    **more,
+  )
+  return executor
+
+
+def main() -> int:
+  """Prints the job's number and where its output is."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  add_flags(parser)
   parser.add_argument("command", nargs="+", help="of python -m medflax.main")
   flags = parser.parse_args()
   if not any(argument.startswith("--workdir") for argument in flags.command):
     parser.error("the command needs --workdir, or it could not be resumed")
-  executor = submitit.AutoExecutor(folder=pathlib.Path(flags.output), cluster=flags.cluster)
-  executor.update_parameters(
-    name="medflax",
-    nodes=flags.nodes,
-    tasks_per_node=flags.gpus,
-    gpus_per_node=flags.gpus,
-    cpus_per_task=flags.cpus,
-    mem_gb=flags.memory * flags.gpus,
-    timeout_min=int(60 * flags.hours),
-    slurm_additional_parameters=dict(pair.split("=", 1) for pair in flags.set),
-    **({"slurm_partition": flags.partition} if flags.partition else {}),
-  )
-  job = executor.submit(Run(), flags.command)
+  job = make_executor(flags, "medflax").submit(Run(), flags.command)
   print(f"job {job.job_id}; its output is in {flags.output}")
   if flags.cluster == "debug":
     job.result()
