@@ -1,13 +1,13 @@
 """From a run to an answer in ten lines.
 
-  import medflax.api as medflax
+    import medflax.api as medflax
 
-  model = medflax.load("runs/x")
-  shown = medflax.Example("Is there a fracture?", "no", images=["a.png"])
-  answer = model.ask(
-    "Is there a fracture?", images=["b.png"], support=[shown], choices=("yes", "no")
-  )
-  print(answer.text, answer.stop, answer.candidates)
+    model = medflax.load("runs/x")
+    shown = medflax.Example("Is there a fracture?", "no", images=["a.png"])
+    answer = model.ask(
+      "Is there a fracture?", images=["b.png"], support=[shown], choices=("yes", "no")
+    )
+    print(answer.text, answer.stop, answer.candidates)
 
 Questions are put, answered and weighed by what evaluations use (`evals.asking`,
 `evals.answering`), so that an answer is the one that an evaluation would have scored.
