@@ -219,7 +219,7 @@ class Answerer:
       stops=self.stops,
       pad_id=self.tokenizer.pad_id,
       key=jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(self.seed)))(numbers),
-      live=(arrays["segment_ids"] > 0).any(axis=1),
+      prompt_lengths=np.where(arrays["segment_ids"] > 0, arrays["positions"] + 1, 0).max(axis=1),
       allowed=candidates if self.constrained and candidates.size else None,
     )
     weighed = [

@@ -66,6 +66,7 @@ class Rules(NamedTuple):
   """Arguments of `beam_search` that rankings need, and what ends a beam at this step."""
 
   pad_id: Int[Array | np.ndarray, ""] | int
+  prompt_lengths: Int[Array, " b"]
   length_penalty: Float[Array, ""] | float
   early_stopping: bool
   ends: Ends
@@ -83,6 +84,17 @@ def _candidates(
   return beams._replace(tokens=beams.tokens.at[:, :, step].set(token), scores=sums), token, source
 
 
+def _collected(
+  finished: Beams, beams: Beams, counts: Bool[Array, "b c"], factor: Float[Array, "#b #c"]
+) -> Beams:
+  """The k best of what has stopped and of the beams that count, whose sums are over `factor`."""
+  k = finished.scores.shape[1]
+  scores = jnp.where(counts, beams.scores / factor, -jnp.inf)
+  done = beams._replace(scores=scores, stopped=counts)
+  both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), finished, done)
+  return both.take(jax.lax.top_k(both.scores, k)[1])
+
+
 def _apart(
   before: Step, logprobs: Float[Array, "b k v"], step: Any, last: Any, rules: Rules
 ) -> Step:
@@ -91,24 +103,61 @@ def _apart(
   Running beams have equally many tokens, so that their sums compare. A row ends when no running
   beam, if it stopped now, would enter its k best, or with `early_stopping` when it has k.
   """
-  k, running = before.running.scores.shape[1], before.running
-  totals = running.scores[..., None] + logprobs
-  beams, token, source = _candidates(running, totals, totals, 2 * k, step)
-  reason = rules.ends(token, source)
-  beams = beams._replace(lengths=jnp.full_like(beams.lengths, step + 1), reason=reason)
-  ends = (reason > 0) | last
-  factor = (step + 1.0) ** rules.length_penalty
+  k = before.running.scores.shape[1]
+  beams, source = _next_two_k(before.running, logprobs, step, rules)
+  ends = (beams.reason > 0) | last
+  factor = jnp.reshape((step + 1.0) ** rules.length_penalty, (1, 1))
   counts = ends & (jnp.arange(2 * k) < k) & before.going[:, None]
-  done = beams._replace(scores=jnp.where(counts, beams.scores / factor, NEVER), stopped=counts)
-  both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), before.finished, done)
-  finished = both.take(jax.lax.top_k(both.scores, k)[1])
-  beams = beams._replace(scores=jnp.where(ends, NEVER, beams.scores))
-  order = jax.lax.top_k(beams.scores, k)[1]
-  running, source = beams.take(order), jnp.take_along_axis(source, order, axis=1)
+  finished = _collected(before.finished, beams, counts, factor)
+  running, source = _unfinished(beams, source, ends)
   full = finished.stopped.all(axis=1)
-  better = running.scores[:, 0] / factor > finished.scores.min(axis=1)
+  better = running.scores[:, 0] / factor[0] > finished.scores.min(axis=1)
   going = before.going & ~(full & (rules.early_stopping | ~better))
   return Step(running, source, finished, going)
+
+
+def _whole(
+  before: Step, logprobs: Float[Array, "b k v"], step: Any, last: Any, rules: Rules
+) -> Step:
+  """Hugging Face's until 2023 (transformers 4.28), with which OpenFlamingo's numbers were made.
+
+  As "apart", but a length is that of the prompt and the answer without what ends it, a row ends
+  when no continuation, a stopped one either, would enter its k best, and what is running at the
+  last step is finished then beside what stops there.
+  """
+  k = before.running.scores.shape[1]
+  length = (rules.prompt_lengths[:, None] + step).astype(jnp.float32)
+  beams, source = _next_two_k(before.running, logprobs, step, rules)
+  ends = beams.reason > 0
+  factor = length**rules.length_penalty
+  counts = ends & (jnp.arange(2 * k) < k) & before.going[:, None]
+  finished = _collected(before.finished, beams, counts, factor)
+  full = finished.stopped.all(axis=1)
+  better = beams.scores[:, 0] / factor[:, 0] > finished.scores.min(axis=1)
+  going = before.going & ~(full & (rules.early_stopping | ~better))
+  running, source = _unfinished(beams, source, ends)
+  cut = jnp.broadcast_to(last & going[:, None], running.scores.shape)
+  finished = _collected(finished, running, cut, (length + 1) ** rules.length_penalty)
+  return Step(running, source, finished, going)
+
+
+def _next_two_k(
+  running: Beams, logprobs: Float[Array, "b k v"], step: Any, rules: Rules
+) -> tuple[Beams, Int[Array, "b c"]]:
+  """The 2k best continuations, of which at least k have not ended, and their sources."""
+  totals = running.scores[..., None] + logprobs
+  beams, token, source = _candidates(running, totals, totals, 2 * running.scores.shape[1], step)
+  lengths = jnp.full_like(beams.lengths, step + 1)
+  return beams._replace(lengths=lengths, reason=rules.ends(token, source)), source
+
+
+def _unfinished(
+  beams: Beams, source: Int[Array, "b c"], ends: Bool[Array, "b c"]
+) -> tuple[Beams, Int[Array, "b k"]]:
+  """The best half of 2k beams, of those that have not ended."""
+  beams = beams._replace(scores=jnp.where(ends, NEVER, beams.scores))
+  order = jax.lax.top_k(beams.scores, beams.scores.shape[1] // 2)[1]
+  return beams.take(order), jnp.take_along_axis(source, order, axis=1)
 
 
 def _among(
@@ -132,7 +181,7 @@ def _among(
 
 
 Ranking = Callable[[Step, Array, Any, Any, Rules], Step]
-RANKINGS: dict[str, Ranking] = {"apart": _apart, "among": _among}
+RANKINGS: dict[str, Ranking] = {"apart": _apart, "whole": _whole, "among": _among}
 
 
 @functools.partial(
@@ -148,7 +197,7 @@ def beam_search(
   max_new_tokens: int,
   stops: Stops,
   pad_id: Int[Array | np.ndarray, ""] | int,
-  live: Bool[Array | np.ndarray, " b"] | None = None,
+  prompt_lengths: Int[Array | np.ndarray, " b"],
   allowed: Int[Array | np.ndarray, "b c l"] | None = None,
   ranking: str = "apart",
   length_penalty: Float[Array, ""] | float = 1.0,
@@ -157,11 +206,12 @@ def beam_search(
   """Continues prompts by the most probable of several continuations.
 
   Args:
-    model, params, logits, read, stops, pad_id, live, allowed: as of `decoding.Decoder.generate`.
+    model, params, logits, read, stops, pad_id, prompt_lengths, allowed: as of
+      `decoding.Decoder.generate`.
     num_beams: how many are kept, and returned, for each row.
     ranking: a name in `RANKINGS`.
     length_penalty: a sum of log-probabilities is divided by length to this power.
-    early_stopping: with "apart", a row ends as soon as `num_beams` have stopped.
+    early_stopping: with "apart" and "whole", a row ends as soon as `num_beams` have stopped.
   """
   b, k, n = len(logits), num_beams, max_new_tokens
   allowed = None if allowed is None else jnp.repeat(jnp.asarray(allowed), k, axis=0)
@@ -173,9 +223,9 @@ def beam_search(
     stopped=jnp.zeros((b, k), bool),
     reason=jnp.zeros((b, k), jnp.int8),
   )
-  none = beams._replace(scores=jnp.full((b, k), NEVER))
-  going = jnp.ones(b, bool) if live is None else jnp.asarray(live)
-  start = Step(beams, jnp.zeros((b, k), jnp.int32), none, going)
+  none = beams._replace(scores=jnp.full((b, k), -jnp.inf))
+  prompt_lengths = jnp.asarray(prompt_lengths)
+  start = Step(beams, jnp.zeros((b, k), jnp.int32), none, prompt_lengths > 0)
 
   def choose(logits, before, trail, seen, step):
     """The beams after another token; `seen` is which tokens each has been made of."""
@@ -183,7 +233,7 @@ def beam_search(
     logprobs = guide.permit(logprobs, trail, step).reshape(b, k, -1)
     text = trail.text.reshape(b, k)
     ends = lambda token, source: stops.after(jnp.take_along_axis(text, source, 1), token)[1]
-    rules = Rules(pad_id, length_penalty, early_stopping, ends)
+    rules = Rules(pad_id, prompt_lengths, length_penalty, early_stopping, ends)
     after = RANKINGS[ranking](before, logprobs, step, step == n - 1, rules)
     token = jax.lax.dynamic_index_in_dim(after.running.tokens, step, axis=2, keepdims=False)
     rows = (jnp.arange(b)[:, None] * k + after.source).reshape(-1)

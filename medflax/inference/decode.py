@@ -93,7 +93,7 @@ def generate(
     *read,
     stops=stop_at(np.asarray(stop_ids)),
     pad_id=pad_id,
-    live=(batch["segment_ids"] > 0).any(axis=1),
+    prompt_lengths=(batch["segment_ids"] > 0).sum(axis=1),
   )
 
 

@@ -62,8 +62,8 @@ class Decoder(abc.ABC):
     *,
     stops: Stops,
     pad_id: int,
+    prompt_lengths: Int[Array | np.ndarray, " b"],
     key: Key[Array, " b"] | None = None,
-    live: Bool[Array | np.ndarray, " b"] | None = None,
     allowed: Int[Array | np.ndarray, "b c l"] | None = None,
   ) -> Generation:
     """Continues prompts until every row has ended.
@@ -75,8 +75,8 @@ class Decoder(abc.ABC):
         `max_new_tokens` each.
       stops: what ends an answer; it is part of the result.
       pad_id: what follows.
+      prompt_lengths: tokens that were read of each row; one of 0 is not waited for.
       key: one for each row, which alone its random choices depend on.
-      live: rows that are waited for; all, if not told.
       allowed: answers that a row must give one of, by their tokens, padded with -1. One of
         `stops.ids` follows; what is longer than `max_new_tokens` is cut.
     """
@@ -92,10 +92,10 @@ class _OneByOne(Decoder):
     """The next token of each row."""
 
   def generate(
-    self, model, params, logits, read, *, stops, pad_id, key=None, live=None, allowed=None
+    self, model, params, logits, read, *, stops, pad_id, prompt_lengths, key=None, allowed=None
   ) -> Generation:
-    live = np.ones(len(logits), bool) if live is None else live
-    return _one_by_one(self, model, params, logits, read, Guide(stops, allowed), pad_id, key, live)
+    guide, live = Guide(stops, allowed), np.asarray(prompt_lengths) > 0
+    return _one_by_one(self, model, params, logits, read, guide, pad_id, key, live)
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "model"))
@@ -215,7 +215,7 @@ class Beam(Decoder):
     return self.num_beams
 
   def generate(
-    self, model, params, logits, read, *, stops, pad_id, key=None, live=None, allowed=None
+    self, model, params, logits, read, *, stops, pad_id, prompt_lengths, key=None, allowed=None
   ) -> Generation:
     del key
     beams = beam_search(
@@ -227,7 +227,7 @@ class Beam(Decoder):
       max_new_tokens=self.max_new_tokens,
       stops=stops,
       pad_id=pad_id,
-      live=live,
+      prompt_lengths=prompt_lengths,
       allowed=allowed,
       ranking=self.ranking,
       length_penalty=self.length_penalty,

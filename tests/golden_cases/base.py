@@ -70,6 +70,11 @@ class Case:
     return json.loads(self.path(".json").read_text())["config"]
 
   @functools.cached_property
+  def versions(self) -> dict[str, str]:
+    """Of the packages that made the case."""
+    return json.loads(self.path(".json").read_text())["versions"]
+
+  @functools.cached_property
   def hf(self) -> dict[str, Any]:
     path = self.path(".config.json")
     return json.loads(path.read_text()) if path.exists() else self.config

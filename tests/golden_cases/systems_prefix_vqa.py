@@ -114,6 +114,7 @@ def _generation(case: Case, system: System, features, prompt) -> Iterator[Result
     **size,
     stops=stop_at(stops[:1] or [-1]),
     pad_id=0,
+    prompt_lengths=prompt.segment_ids.sum(axis=1),
     ranking="among",
   )
   cut = np.arange(lengths.max()) < np.asarray(found.lengths[0])[:, None]

@@ -14,6 +14,7 @@ from tests.inference.markov import PAD, STOP, VOCAB, logprobs, model_and_params,
 def search(seed, prompts, *, num_beams, max_new_tokens, **options):
   sizes = dict(num_beams=num_beams, max_new_tokens=max_new_tokens)
   found = read(seed, prompts, max_new_tokens, num_beams)
+  sizes["prompt_lengths"] = np.array([len(prompt) for prompt in prompts])
   return beam_search(
     *model_and_params(seed), *found, **sizes, stops=stop_at([STOP]), pad_id=PAD, **options
   )
@@ -43,6 +44,31 @@ def by_hand_apart(seed, prompt, k, steps, penalty, early):
   return finished
 
 
+def by_hand_whole(seed, prompt, k, steps, penalty, early):
+  """That of transformers 4.28, with lists: all tokens count but what ends an answer."""
+  running, finished = [((), 0.0)], []
+  keep = lambda tokens, total, length: sorted(
+    [*finished, (tokens, total / (len(prompt) + length) ** penalty)], key=lambda x: -x[1]
+  )[:k]
+  for step in range(steps):
+    options = [
+      ((*tokens, t), total + logprob)
+      for tokens, total in running
+      for t, logprob in enumerate(logprobs(seed, (*prompt, *tokens)))
+    ]
+    options = sorted(options, key=lambda x: -x[1])[: 2 * k]
+    for tokens, total in options[:k]:
+      if tokens[-1] == STOP:
+        finished = keep(tokens, total, step)
+    running = [option for option in options if option[0][-1] != STOP][:k]
+    best = options[0][1] / (len(prompt) + step) ** penalty
+    if len(finished) == k and (early or best <= finished[-1][1]):
+      return finished
+  for tokens, total in running:
+    finished = keep(tokens, total, steps)
+  return finished
+
+
 def by_hand_among(seed, prompt, k, steps, penalty, _):
   """ClipCap's, with lists: of tokens, their sum, and whether they have stopped."""
   beams = [((), 0.0, False)]
@@ -59,12 +85,12 @@ def by_hand_among(seed, prompt, k, steps, penalty, _):
   return [(beam[0], mean(beam)) for beam in beams]
 
 
-BY_HAND = {"apart": by_hand_apart, "among": by_hand_among}
+BY_HAND = {"apart": by_hand_apart, "whole": by_hand_whole, "among": by_hand_among}
 PROMPTS = [[2, 3], [4, 5], [3, 3]]
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)
-@pytest.mark.parametrize("penalty", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("penalty", [-2.0, 0.5, 1.0])
 @pytest.mark.parametrize("early", [False, True])
 def test_as_by_hand(ranking, penalty, early):
   for seed, k in itertools.product(range(3), (1, 2, 4)):

@@ -29,7 +29,8 @@ class Letters:
 def run(decoder, prompts=PROMPTS, seed=0, stops=None, **options):
   found = read(seed, prompts, decoder.max_new_tokens, decoder.branches)
   stops = stop_at([STOP]) if stops is None else stops
-  made = decoder.generate(*model_and_params(seed), *found, stops=stops, pad_id=PAD, **options)
+  options = dict(stops=stops, pad_id=PAD, prompt_lengths=np.full(len(prompts), 2)) | options
+  made = decoder.generate(*model_and_params(seed), *found, **options)
   return np.asarray(made.tokens).tolist(), [STOP_REASONS[int(x)] for x in made.reason]
 
 
@@ -55,8 +56,8 @@ def test_greedy_takes_the_best_token_until_it_ends(seed):
     assert reason == ("stop_token" if STOP in made else "length")
 
 
-def test_rows_that_are_not_live_are_not_answered():
-  tokens, reasons = run(Greedy(5), live=np.array([True, False, True, False]))
+def test_rows_without_a_prompt_are_not_answered():
+  tokens, reasons = run(Greedy(5), prompt_lengths=np.array([2, 0, 2, 0]))
   assert tokens[1] == tokens[3] == [PAD] * 5
   assert tokens[0] == run(Greedy(5))[0][0] and reasons[1] == "length"
 

@@ -193,7 +193,8 @@ def test_reading_extending_and_weighing_are_whole_rows(form, shared):
 @pytest.mark.parametrize("form", ["MPT, next image", "Gemma, both ways"])
 def test_generation_is_that_of_uncached_passes(form):
   rows, read = prompts(form, True)
-  options = dict(stops=stop_at([0]), pad_id=0)
+  lengths = np.array([len(row) for row in rows])
+  options = dict(stops=stop_at([0]), pad_id=0, prompt_lengths=lengths)
   greedy = np.asarray(Greedy(4).generate(*make(form), *read, **options).tokens)
   beam = Beam(4, num_beams=3, length_penalty=0.0).generate(*make(form), *read, **options)
   for row, tokens, best in zip(rows, greedy, np.asarray(beam.tokens), strict=True):
