@@ -1,7 +1,8 @@
 """Which expert an image is for: a linear classifier of a vision tower's features.
 
 The original's classifier was not published. This one is a multinomial logistic regression on the
-mean of a frozen tower's tokens: of the shipped tower, or of an imported one such as CLIP's.
+mean of a frozen tower's tokens (of the shipped tower, or of an imported one such as CLIP's) and on
+a few numbers about colours, which towers tend to forget.
 """
 
 import json
@@ -141,7 +142,15 @@ class Classifier:
 
 
 def embedded(embedder: TowerEmbedder, images: Sequence[Picture]) -> Float[np.ndarray, "n d"]:
-  """A tower's features of images of any size."""
+  """A tower's features of images of any size, and `colours`."""
   fitted = [embedder.prepare(Media(image)) for image in images]
   chunks = [np.stack(fitted[i : i + CHUNK]) for i in range(0, len(fitted), CHUNK)]
-  return np.concatenate([embedder(IMAGE, chunk) for chunk in chunks]).astype(np.float64)
+  features = np.concatenate([embedder(IMAGE, chunk) for chunk in chunks])
+  return np.concatenate([features, [colours(image) for image in images]], axis=1, dtype=np.float64)
+
+
+def colours(image: Picture) -> Float[np.ndarray, "5"]:
+  """Brightness and its deviation, saturation, and the shares of paper white and of black."""
+  grey, pixels = image.mean(-1) / 255, image.astype(np.int16)
+  saturation = (pixels.max(-1) - pixels.min(-1)).mean() / 255
+  return np.array([grey.mean(), grey.std(), saturation, (grey > 0.9).mean(), (grey < 0.1).mean()])

@@ -11,7 +11,7 @@ expert says is text, and stays in the reply for whoever wants to check it.
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -32,6 +32,7 @@ Picture = UInt8[np.ndarray, "_ _ 3"]
 Route = Callable[[Sequence[Picture]], Sequence[Routed]]
 
 
+@runtime_checkable
 class Writer(Protocol):
   """What continues prompts."""
 

@@ -27,8 +27,8 @@ from medflax.models.language.layer import (
 
 
 def relative_buckets(
-  distance: Int[Array, "t s"], buckets: int, max_distance: int, *, bidirectional: bool
-) -> Int[Array, "t s"]:
+  distance: Int[Array, "*b t s"], buckets: int, max_distance: int, *, bidirectional: bool
+) -> Int[Array, "*b t s"]:
   """T5's classes of distances: one each for the near, logarithmically wider ones for the far.
 
   Args:
@@ -58,8 +58,8 @@ class Stack(LayerFields, kw_only=True):
   remat: str = "none"
 
   def bias(
-    self, distance: Int[Array, "t s"], *, bidirectional: bool
-  ) -> Float[Array, "1 {self.heads} t s"] | None:
+    self, distance: Int[Array, "r t s"], *, bidirectional: bool
+  ) -> Float[Array, "r {self.heads} t s"] | None:
     """Added to the attention logits of every layer."""
     if not self.buckets:
       return None
@@ -68,7 +68,7 @@ class Stack(LayerFields, kw_only=True):
     classes = relative_buckets(
       distance, self.buckets, self.max_distance, bidirectional=bidirectional
     )
-    return jnp.take(table, classes, axis=0).transpose(2, 0, 1)[None]
+    return jnp.take(table, classes, axis=0).transpose(0, 3, 1, 2)
 
   def scan(self, layer: type[nn.Module], in_axes: Any) -> Any:
     return layers.stack(layer, self.depth, self.remat, in_axes)(
@@ -86,10 +86,10 @@ class EncoderStack(Stack):
   def __call__(self, x: Float[Array, "b s d"], seen: Bool[Array, "b s"]) -> Float[Array, "b s d"]:
     mask = jnp.broadcast_to(seen[:, None], (*seen.shape, seen.shape[1]))
     places = jnp.arange(x.shape[1])
-    distance = places[:, None] - places
+    distance = (places[:, None] - places)[None]
     bias = self.bias(distance, bidirectional=True)
     positions = jnp.zeros(x.shape[:2], jnp.int32)
-    context = Context(positions, mask, distance[None], bias, None, None, None)
+    context = Context(positions, mask, distance, bias, None, None, None)
     x, _ = self.scan(EncoderLayer, nn.broadcast)(x, context)
     return self.final_norm(x)
 
@@ -147,19 +147,16 @@ class DecoderStack(Stack):
     self,
     x: Float[Array, "b t d"],
     memory: Float[Array, "b s e"],
-    seen: Bool[Array, "b s"],
+    memory_mask: Bool[Array, "b t s"],
+    mask: Bool[Array, "b t n"],
+    distance: Int[Array, "_ t n"],
     cache: Cache | None,
     index: Int[Array, ""] | None,
   ) -> tuple[Float[Array, "b t d"], Cache]:
-    b, t, _ = x.shape
-    first = 0 if index is None else index
-    slots = jnp.arange(t if cache is None else cache["attn"].key.shape[3])
-    distance = first + jnp.arange(t)[:, None] - slots
-    mask = jnp.broadcast_to(distance >= 0, (b, *distance.shape))
+    """Args are as of `EncoderDecoder.attend`."""
     bias = self.bias(distance, bidirectional=False)
-    positions = jnp.zeros((b, t), jnp.int32)
-    context = Context(positions, mask, distance[None], bias, None, None, index)
-    memory_mask = jnp.broadcast_to(seen[:, None], (b, t, seen.shape[1]))
+    positions = jnp.zeros(x.shape[:2], jnp.int32)
+    context = Context(positions, mask, distance, bias, None, None, index)
     stack = self.scan(CrossLayer, (0, *(nn.broadcast,) * 3))
     x, new = stack(x, cache, context, memory, memory_mask)
     return self.final_norm(x), new
@@ -248,16 +245,47 @@ class EncoderDecoder(nn.Module):
       cache: keys and values of earlier tokens; `tokens` are written at slot `index`.
       cache_size: without `cache`, the token capacity of the cache to return; 0 for none.
     """
-    x, new = self.decoder(self._embed(tokens), memory, seen, cache, index)
-    if cache is None and cache_size:
-      more = cache_size - tokens.shape[1]
-      grow = lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, 0), (0, more), (0, 0)))
+    b, t = tokens.shape
+    first = 0 if index is None else index
+    slots = jnp.arange(t if cache is None else cache["attn"].key.shape[3])
+    distance = first + jnp.arange(t)[:, None] - slots
+    mask = jnp.broadcast_to(distance >= 0, (b, *distance.shape))
+    memory_mask = jnp.broadcast_to(seen[:, None], (b, t, seen.shape[1]))
+    room = cache_size - t if cache is None and cache_size else 0
+    seen_by = (memory, memory_mask, mask, distance[None])
+    logits, new = self.attend(tokens, *seen_by, cache=cache, index=index, room=room)
+    return logits, new if cache or cache_size else None
+
+  def attend(
+    self,
+    tokens: Int[Array, "b t"],
+    memory: Float[Array, "b s {self.width}"],
+    memory_mask: Bool[Array, "b t s"],
+    mask: Bool[Array, "b t n"],
+    distance: Int[Array, "_ t n"],
+    *,
+    cache: Cache | None = None,
+    index: Int[Array, ""] | None = None,
+    room: int = 0,
+  ) -> tuple[Float[Array, "b t {self.vocab_size}"], Cache]:
+    """`decode` of tokens that see whatever their masks say.
+
+    Args:
+      memory_mask: what each token sees of the memory.
+      mask: which slots of the cache, or which tokens, each token sees.
+      distance: tokens from each of these up to it, one row for all or one for each.
+      cache, index: as of `decode`.
+      room: without `cache`, for so many more tokens in the one that is returned.
+    """
+    x, new = self.decoder(self._embed(tokens), memory, memory_mask, mask, distance, cache, index)
+    if room:
+      grow = lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, 0), (0, room), (0, 0)))
       new["attn"] = jax.tree.map(grow, new["attn"])
     if self.tie_embeddings:
       logits = self.width**-0.5 * (x @ self.embedding.T.astype(self.dtype))
     else:
       logits = x @ self.head.astype(self.dtype)
-    return logits.astype(jnp.float32), new if cache or cache_size else None
+    return logits.astype(jnp.float32), new
 
   def _embed(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t {self.width}"]:
     return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
