@@ -9,12 +9,13 @@ import os
 import pathlib
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
 
 from medflax import config as config_lib
+from medflax.defaults import base_config
 from medflax.utils import UserError, git_hash, write_atomic
 
 log = logging.getLogger(__name__)
@@ -48,11 +49,7 @@ def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> list[str]
         f"workdir {workdir} is not a run (no {CONFIG}, but {min(foreign)}); choose an empty one"
       )
     return []
-  try:
-    saved = json.loads(path.read_text())
-  except json.JSONDecodeError:
-    raise UserError(f"workdir {workdir}: {CONFIG} is not JSON; choose another --workdir") from None
-  changes = config_lib.diff(saved, config_lib.to_dict(config))
+  changes = config_lib.diff(read_config(workdir), config_lib.to_dict(config))
   changes = [line for line in changes if not line.startswith("checkpoint.allow_config_change:")]
   if changes and not config.checkpoint.allow_config_change:
     raise UserError(
@@ -60,6 +57,40 @@ def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> list[str]
       "--config.checkpoint.allow_config_change=true to go on with the new one"
     )
   return changes
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+  """The config that a run was started with, in JSON's types.
+
+  Fields that are newer than the run have their defaults, which were what it did; they are told.
+
+  Raises:
+    UserError: if there is none, or it is not JSON.
+  """
+  path = workdir / CONFIG
+  if not path.exists():
+    raise UserError(f"{workdir} is not a run: it has no {CONFIG}")
+  try:
+    saved = json.loads(path.read_text())
+  except json.JSONDecodeError:
+    raise UserError(f"workdir {workdir}: {CONFIG} is not JSON; choose another --workdir") from None
+  defaults = config_lib.to_dict(base_config("", ""))
+  if added := _fill(saved, defaults, config_lib.SCHEMA):
+    names = ", ".join(f"{name} = {value!r}" for name, value in added.items())
+    log.warning("%s is older than some fields, which are taken as %s", path, names)
+  return saved
+
+
+def _fill(saved: dict, defaults: dict, schema: Mapping[str, Any]) -> dict[str, Any]:
+  """Adds the schema's fields that are not there; `{"a.b": value}` of these."""
+  added = {}
+  for name, kind in schema.items():
+    if name not in saved:
+      saved[name] = added[name] = defaults[name]
+    elif isinstance(kind, dict) and isinstance(saved[name], dict):
+      inner = _fill(saved[name], defaults[name], kind)
+      added |= {f"{name}.{field}": value for field, value in inner.items()}
+  return added
 
 
 @contextlib.contextmanager

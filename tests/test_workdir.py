@@ -1,11 +1,15 @@
+import json
 import subprocess
 import sys
 
 import ml_collections
 import pytest
 
+from medflax import config as config_lib
 from medflax import workdir as workdir_lib
+from medflax.loading import load_config
 from medflax.utils import UserError
+from tests import nano
 
 CONFIG = ml_collections.ConfigDict({"seed": 0, "checkpoint": {"allow_config_change": False}})
 
@@ -27,6 +31,41 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path):
     workdir_lib.opened(tmp_path / "file" / "run", CONFIG, {}),
   ):
     pass
+
+
+@pytest.fixture
+def old(tmp_path):
+  """A run whose config has neither all sections nor all fields; `old(**more)` adds some."""
+
+  def write(**more):
+    saved = config_lib.to_dict(nano.config(tmp_path)) | more
+    del saved["profile"], saved["train"]["hang_seconds"]
+    (tmp_path / workdir_lib.CONFIG).write_text(json.dumps(saved))
+    return tmp_path
+
+  return write
+
+
+def test_fields_newer_than_a_run_have_their_defaults_which_are_told(old, caplog):
+  assert load_config(old()) == nano.config(old())
+  (said,) = caplog.messages
+  assert said.endswith("taken as train.hang_seconds = 1800.0, profile = {'steps': []}")
+  assert workdir_lib.check(old(), nano.config(old())) == []
+  with pytest.raises(UserError, match=r"\(train.hang_seconds: 1800.0 -> 9.0\)"):
+    workdir_lib.check(old(), nano.config(old(), train__hang_seconds="9"))
+
+
+def test_fields_that_nobody_knows_are_refused(old, tmp_path):
+  with pytest.raises(UserError, match="unknown field of config 'sed'; did you mean 'seed'"):
+    load_config(old(sed=1))
+  with pytest.raises(UserError, match=r"\(sed: 1 -> '\(absent\)'\)"):
+    workdir_lib.check(old(sed=1), nano.config(tmp_path))
+
+
+def test_a_config_that_is_cut_short_is_told(tmp_path):
+  (tmp_path / workdir_lib.CONFIG).write_text("{")
+  with pytest.raises(UserError, match=r"config.json is not JSON; choose another --workdir"):
+    load_config(tmp_path)
 
 
 def test_one_process_writes_a_folder_and_none_that_was_killed_blocks_it(tmp_path):
