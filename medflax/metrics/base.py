@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from medflax.metrics.intervals import Measurement, Statistic, bootstrap, bootstrap_of
+from medflax.metrics.intervals import Measurement, Statistic, bootstrap, jackknife
 from medflax.utils import UserError
 
 Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], Float[np.ndarray, " n"]]
@@ -29,6 +29,7 @@ class Metric:
     of_corpus: the field's number of the whole set where it is not the mean of the samples'.
     package: the distribution that computes it, whose version is part of the signature.
     source: the user's file that scores depend on, as the signature names it.
+    highest: what the set may score at most; the least is 0.
     with_choices: whether answers are read by the choices that the questions offer.
   """
 
@@ -37,6 +38,7 @@ class Metric:
   of_corpus: SetScorer | None = None
   package: str = ""
   source: str = ""
+  highest: float = 1.0
   with_choices: bool = False
 
   def samples(
@@ -95,7 +97,8 @@ class Metric:
     if self.of_corpus is None:
       return bootstrap(self.samples(predictions, references, choices), groups, seed=seed)
     _check(predictions, references)
-    return bootstrap_of(self._run(self.of_corpus, predictions, references), groups, seed=seed)
+    statistic = self._run(self.of_corpus, predictions, references)
+    return jackknife(statistic, groups, seed=seed, highest=self.highest)
 
   @property
   def signature(self) -> str:

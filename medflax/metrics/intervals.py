@@ -7,12 +7,14 @@ are resampled, not samples (Davison & Hinkley, "Bootstrap Methods and their Appl
 
 * Of scores from 0 to 1, Wilson's interval with as many independent samples as the spread between
   groups tells, and Student's quantile (Korn & Graubard 1998; Dean & Pagano 2015). It does not leave
-  [0, 1], and does not collapse if all answers are right.
-* Of other scores, and of weighted ones, the studentised bootstrap (Efron 1982; Hall 1992).
-* Of a number of the whole set, the percentiles of resamples.
-
-Both bootstraps read quantiles that are further out for few groups (Hesterberg 2015, "What teachers
-should know about the bootstrap").
+  [0, 1]. Groups that are rarely wrong may all be right by chance: the spread is told as if one more
+  group were all right and one all wrong.
+* Of other scores, and of weighted ones, the studentised bootstrap (Efron 1982; Hall 1992), whose
+  quantiles are read further out for few groups (Hesterberg 2015, "What teachers should know about
+  the bootstrap").
+* Of a number of the whole set, the jackknife's standard error and Student's quantile on the scale
+  of the logit, as is done for AUROCs (Pepe 2003, "The Statistical
+  Evaluation of Medical Tests").
 """
 
 import dataclasses
@@ -31,6 +33,8 @@ Interval = tuple[float, float]
 Statistic = Callable[[Int[np.ndarray, " n"]], float]
 
 _TAIL = 0.975
+# More groups are left out several at a time.
+_MAX_BLOCKS = 200
 # Groups drawn at once; bounds memory at some 16 MiB whatever their number.
 _MAX_DRAWS = 2**18
 # With few groups the studentised bootstrap has wild quantiles; at most so many times Student's.
@@ -78,9 +82,10 @@ class Clusters:
     """Student's, of 95 %."""
     return float(special.stdtrit(len(self.sums) - 1, _TAIL))
 
-  def plus(self, *values: float) -> "Clusters":
-    """With more groups of one sample each."""
-    return Clusters(np.append(self.sums, values), np.append(self.totals, np.ones(len(values))))
+  def plus(self, *values: float, size: float = 1.0) -> "Clusters":
+    """With more groups that weigh `size`, each of equal values."""
+    sums, totals = size * np.array(values), np.full(len(values), size)
+    return Clusters(np.append(self.sums, sums), np.append(self.totals, totals))
 
 
 def bootstrap(
@@ -117,27 +122,27 @@ def bootstrap(
   if not weights.sum() > 0:
     raise UserError(f"cannot average: the weights of all {len(values)} samples are 0")
   clusters = _clusters(values, weights, groups)
-  if np.isin(values, (0, 1)).all():
-    interval = _wilson(clusters, _independent(clusters))
-  elif equal and values.min() >= 0 and values.max() <= 1:
-    # Rare values far off may be missing by chance: it is as if one of each end were there.
-    more = clusters.plus(0.0, 1.0)
-    interval = _wilson(clusters, more.mean * (1 - more.mean) / more.variance)
+  if np.isin(values, (0, 1)).all() or (equal and values.min() >= 0 and values.max() <= 1):
+    interval = _of_shares(clusters)
   else:
     interval = studentised(clusters, seed, num_resamples)
   return Measurement(clusters.mean, clusters.variance**0.5, interval, len(values))
 
 
-def bootstrap_of(
-  statistic: Statistic, groups: Sequence[str], *, seed: int, num_resamples: int = 1000
+def jackknife(
+  statistic: Statistic, groups: Sequence[str], *, seed: int, highest: float = 1.0
 ) -> Measurement:
   """A number of the whole set that is no mean over samples (BLEU of a corpus, AUROC).
 
+  Its standard error is told by leaving out one group after the other, or one of `_MAX_BLOCKS`
+  random parts of them. Where there is no number without one of these, or there is but one group,
+  the error is not known (0) and the interval is the whole range.
+
   Args:
-    statistic: of the samples at some indices. Resamples of which it is nan are left out.
-    groups: the group of each sample, resampled as a whole; "" is a group of its own.
-    seed: same seed and input, same bits.
-    num_resamples: how many resamples the interval is read from.
+    statistic: of the samples at some indices, from 0 to `highest`; nan where there is none.
+    groups: the group of each sample, left out as a whole; "" is a group of its own.
+    seed: of the parts; same seed and input, same bits.
+    highest: the end of the range.
 
   Raises:
     UserError: if there is no sample, or no such number of them.
@@ -145,18 +150,23 @@ def bootstrap_of(
   ids = _group_ids(groups)
   value = float(statistic(np.arange(len(ids)))) if len(ids) else 0.0
   _check(np.full(len(ids), value))
-  order = np.argsort(ids, kind="stable")
-  members = np.split(order, np.cumsum(np.bincount(ids))[:-1])
-  rng = np.random.default_rng(seed)
-  drawn = (rng.integers(len(members), size=len(members)) for _ in range(num_resamples))
-  numbers = np.array([statistic(np.concatenate([members[g] for g in gs])) for gs in drawn])
-  numbers = numbers[np.isfinite(numbers)]
-  if len(members) == 1 or len(numbers) < 2:
-    return Measurement(value, 0.0, (value, value), len(ids))
-  count = len(members)
-  tail = special.ndtr(special.stdtrit(count - 1, _TAIL) * (count / (count - 1)) ** 0.5)
-  low, high = np.quantile(numbers, [1 - tail, tail])
-  return Measurement(value, float(numbers.std(ddof=1)), (float(low), float(high)), len(ids))
+  count = int(ids.max()) + 1
+  blocks = min(count, _MAX_BLOCKS)
+  if blocks == 1:
+    return Measurement(value, 0.0, (0.0, highest), len(ids))
+  part = (np.random.default_rng(seed).permutation(count) % blocks)[ids]
+  without = np.array([statistic(np.flatnonzero(part != block)) for block in range(blocks)])
+  if not np.isfinite(without).all():
+    return Measurement(value, 0.0, (0.0, highest), len(ids))
+  error = float((without - without.mean()) @ (without - without.mean())) ** 0.5
+  error *= ((blocks - 1) / blocks) ** 0.5
+  share, quantile = value / highest, float(special.stdtrit(blocks - 1, _TAIL))
+  if error and 0 < share < 1:
+    half = quantile * error / highest / (share * (1 - share))
+    low, high = (float(special.expit(special.logit(share) + side * half)) for side in (-1, 1))
+  else:
+    low, high = _wilson(share, quantile, float(blocks))
+  return Measurement(value, error, (low * highest, high * highest), len(ids))
 
 
 def across_seeds(runs: Sequence[Mapping[str, Measurement]]) -> dict[str, Measurement]:
@@ -222,6 +232,15 @@ def studentised(clusters: Clusters, seed: int, num_resamples: int = 2000) -> Int
   return mean - max(high, 0.0) * error, mean - min(low, 0.0) * error
 
 
+def _of_shares(clusters: Clusters) -> Interval:
+  """Wilson's, of as many independent samples as would have the spread of these groups."""
+  if len(clusters.sums) == 1:
+    return 0.0, 1.0
+  more = clusters.plus(0.0, 1.0, size=float(clusters.totals.mean()))
+  independent = more.mean * (1 - more.mean) / more.variance
+  return _wilson(clusters.mean, clusters.quantile, independent)
+
+
 def _check(values: Float[np.ndarray, " n"]) -> None:
   if not len(values):
     raise UserError("nothing to measure: 0 samples; check the task, the split and the filters")
@@ -245,22 +264,9 @@ def _clusters(
   return Clusters(sums[totals > 0], totals[totals > 0])  # a group without weight says nothing
 
 
-def _independent(clusters: Clusters) -> float:
-  """How many independent samples would have this variance.
-
-  Where there is no spread, every group counts as one (Kish's number, if they differ in size): the
-  least they can tell.
-  """
-  mean, variance = clusters.mean, clusters.variance
-  least = clusters.totals.sum() ** 2 / (clusters.totals**2).sum()
-  return mean * (1 - mean) / variance if variance > 1e-12 else float(least)
-
-
-def _wilson(clusters: Clusters, count: float) -> Interval:
+def _wilson(mean: float, quantile: float, count: float) -> Interval:
   """Wilson's interval (1927) of a share of so many independent samples."""
-  if len(clusters.sums) == 1:
-    return 0.0, 1.0
-  mean, a = clusters.mean, clusters.quantile**2 / count
+  a = quantile**2 / count
   centre = (mean + a / 2) / (1 + a)
   half = (a * mean * (1 - mean) + a * a / 4) ** 0.5 / (1 + a)
   return max(0.0, centre - half), min(1.0, centre + half)

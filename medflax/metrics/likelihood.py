@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from medflax.metrics.intervals import Measurement, Statistic, bootstrap, bootstrap_of
+from medflax.metrics.intervals import Measurement, Statistic, bootstrap, jackknife
 from medflax.metrics.text import exact_match, normalise
 
 BINS = 15  # of ECE, equally wide, as Guo et al. have them
@@ -72,7 +72,7 @@ class LikelihoodMetric:
     statistic = self.of_set(questions)
     if len(questions) and not np.isfinite(statistic(np.arange(len(questions)))):
       return None
-    return bootstrap_of(statistic, groups, seed=seed)
+    return jackknife(statistic, groups, seed=seed)
 
   @property
   def signature(self) -> str:

@@ -37,12 +37,13 @@ class Difference(Measurement):
 class McNemar:
   """Samples that one system alone has right, and the exact two-sided p-value.
 
-  It takes samples to be independent: with groups of several, p is too small.
+  The p-value is None where groups have several samples: McNemar's test takes them to be
+  independent, and `paired`, which is the same test for groups of one, is right for all.
   """
 
   only_a: int
   only_b: int
-  p: float
+  p: float | None
 
   def to_json(self) -> dict[str, Any]:
     """The form kept in compare.json."""
@@ -75,16 +76,19 @@ def paired(
   return Difference(clusters.mean, clusters.variance**0.5, interval, len(a), p)
 
 
-def mcnemar(a: Values, b: Values) -> McNemar:
-  """McNemar's exact test (1947) of scores of 0 or 1.
+def mcnemar(a: Values, b: Values, groups: Sequence[str]) -> McNemar:
+  """McNemar's exact test (1947) of scores of 0 or 1; `groups` as of `paired`.
 
   Raises:
     ValueError: if there are other scores.
+    UserError: if there is no sample.
   """
   a, b = np.asarray(a), np.asarray(b)
   if not np.isin([a, b], (0, 1)).all():
     raise ValueError("McNemar's test is of scores that are 0 or 1")
   only_a, only_b = int((a > b).sum()), int((b > a).sum())
+  if clusters_of(b - a, groups).totals.max() > 1:
+    return McNemar(only_a, only_b, None)
   least, total = min(only_a, only_b), only_a + only_b
   return McNemar(only_a, only_b, min(1.0, 2 * float(special.bdtr(least, total, 0.5))))
 

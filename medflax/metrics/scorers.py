@@ -30,6 +30,7 @@ def _sacre(of_sample: Callable[[], Any], of_corpus: Callable[[], Any]) -> Metric
     functools.partial(bleu.sacre_samples, of_sample),
     functools.partial(bleu.sacre_set, of_corpus),
     package="sacrebleu",
+    highest=100.0,
   )
 
 

@@ -13,7 +13,7 @@ from medflax.report.results import IMAGE, condition_name
 from medflax.report.sections import provenance_section
 from medflax.utils import write_atomic
 
-_STYLES = (
+STYLES = (
   (plots.BLUE, "circle"),
   (plots.ORANGE, "square"),
   (plots.GREEN, "triangle"),
@@ -34,8 +34,8 @@ def write_comparison(path: pathlib.Path, comparison: Mapping[str, Any]) -> pathl
     comparison: as in compare.json: `systems`, their names; `rows`, each with "name",
       "num_shots", "condition", "metric", "slice", "values" of the systems (None where one has
       none), "difference" of the second to the first {"value", "ci95", "p"} or None, and
-      "mcnemar" {"only_a", "only_b", "p"} or None; `left_out`, what could not be compared. And,
-      not in the file, `disagreements`: questions that not all systems answer alike, each with
+      "mcnemar" {"only_a", "only_b", "p" (may be None)} or None; `left_out`, what could not be
+      compared. And, not in the file, `disagreements`: questions not answered alike, each with
       "id", "task", "num_shots", "condition", "question", "answer", and of every system
       "predictions" and "correct".
   """
@@ -49,7 +49,8 @@ def write_comparison(path: pathlib.Path, comparison: Mapping[str, Any]) -> pathl
       "".join(_metric([row for row in rows if row["metric"] == m], systems) for m in metrics),
       f"All on the same questions. A difference is {_minus(systems)}, with its 95 % interval "
       "over groups; blue where it is surely above 0, orange where below. "
-      "McNemar's test counts the questions that only one of the two answers right.",
+      "McNemar's test counts the questions that only one of the two answers right; without a p of "
+      "its own, groups have several questions, which p before it allows for.",
     ),
     section("By the number of shots", _curves(rows, systems)),
     gallery("One right, the other wrong", cards, "Questions that the systems do not answer alike."),
@@ -117,14 +118,12 @@ def _paired(row: Row) -> str:
   if not difference:
     return "<td></td><td></td><td></td>"
   low, high = difference["ci95"]
-  test = (
-    f"{mcnemar['only_a']:,} / {mcnemar['only_b']:,}<small>p {_p(mcnemar['p'])}</small>"
-    if mcnemar
-    else ""
-  )
+  counts = f"{mcnemar['only_a']:,} / {mcnemar['only_b']:,}" if mcnemar else ""
+  if mcnemar and mcnemar["p"] is not None:  # groups of several questions have none
+    counts += f"<small>p {_p(mcnemar['p'])}</small>"
   return (
     f"<td>{_signed(difference['value'])}<small>{_signed(low)} – {_signed(high)}</small></td>"
-    f"<td>{_p(difference['p'])}</td><td>{test}</td>"
+    f"<td>{_p(difference['p'])}</td><td>{counts}</td>"
   )
 
 
@@ -139,7 +138,7 @@ def _curves(rows: Sequence[Row], systems: Sequence[str]) -> str:
     for place, system in enumerate(systems):
       points = {r["num_shots"]: _measurement(v) for r in chosen if (v := r["values"][place])}
       if points:
-        lines.append(series(system, points, _STYLES[place % len(_STYLES)]))
+        lines.append(series(system, points, STYLES[place % len(STYLES)]))
     if len(shots) > 1:
       title = f"{name}: {metric.replace('_', ' ')}"
       charts.append(

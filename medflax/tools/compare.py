@@ -7,8 +7,9 @@ A run is its folder, of which the newest evaluation of every name counts, or the
 evaluation. Several runs of one system, such as seeds, are given with commas between them, and a
 name before an equals sign. Answers of several runs, or with several draws of the demonstrations,
 are averaged for every question. Differences are those to the first system; a p-value is that of
-swapping the systems' answers by group, "Holm" that with all rows looked at. McNemar's test, where
-scores are 0 or 1, counts the questions that one of the two alone has right and ignores groups.
+swapping the systems' answers by group, "Holm" that with all rows looked at. McNemar's counts, where
+scores are 0 or 1, are the questions that one of the two alone has right; its own test is told where
+every question is a group of its own, as it would take those of one patient for independent.
 """
 
 import argparse
@@ -99,7 +100,7 @@ def table(comparison: Mapping[str, Any]) -> str:
     for difference in row["differences"][1:]:
       test = difference["mcnemar"]
       cells += [_told(difference, "+"), _p(difference["p"]), _p(difference["p_holm"])]
-      cells.append(f"{test['only_a']} / {test['only_b']}, {_p(test['p'])}" if test else "")
+      cells.append(_mcnemar(test) if test else "")
     lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines) + "\n"
 
@@ -178,7 +179,7 @@ def _row(
   differences: list[dict[str, Any] | None] = [None]
   for mean in means[1:]:
     binary = np.isin([means[0], mean], (0, 1)).all()
-    test = mcnemar(means[0], mean).to_json() if binary else None
+    test = mcnemar(means[0], mean, groups).to_json() if binary else None
     difference = paired(means[0], mean, groups, seed=seed).to_json()
     differences.append(difference | {"mcnemar": test})
   second = differences[1] or {}
@@ -235,6 +236,11 @@ def _disagreements(answers: Mapping[Key, list[Draws]]) -> list[dict[str, Any]]:
 def _told(value: Mapping[str, Any], sign: str = "") -> str:
   low, high = value["ci95"]
   return f"{value['value']:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def _mcnemar(test: Mapping[str, Any]) -> str:
+  p = "" if test["p"] is None else f", {_p(test['p'])}"
+  return f"{test['only_a']} / {test['only_b']}{p}"
 
 
 def _p(p: float) -> str:

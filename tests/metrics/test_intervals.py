@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medflax.metrics.intervals import Measurement, across_seeds, bootstrap, bootstrap_of
+from medflax.metrics.intervals import Measurement, across_seeds, bootstrap, jackknife
 from medflax.utils import UserError
 
 GROUP = st.sampled_from(["", "a", "b", "c"])
@@ -60,15 +60,15 @@ def test_interval_covers_the_truth_for_clustered_samples(binary):
 
 
 def test_samples_of_their_own_have_the_interval_of_wilson():
-  # 8 of 10, in R: binom::binom.confint(8, 9, methods = "wilson") at p = 0.8 with t instead of z.
+  # The ends solve |0.8 - end| = t (end (1 - end) / 11)^.5: two more tell the spread.
   values = [1.0] * 8 + [0.0] * 2
   low, high = bootstrap(values, [""] * 10, seed=0).ci95
-  t, n = 2.262157, 9
+  t, n = 2.262157, 11
   for end in (low, high):
     assert abs(0.8 - end) == pytest.approx(t * math.sqrt(end * (1 - end) / n), abs=1e-6)
 
 
-@pytest.mark.parametrize(("value", "low", "high"), [(1.0, 0.907, 1.0), (0.0, 0.0, 0.093)])
+@pytest.mark.parametrize(("value", "low", "high"), [(1.0, 0.909, 1.0), (0.0, 0.0, 0.091)])
 def test_answers_that_are_all_alike_still_have_an_interval(value, low, high):
   measured = bootstrap([value] * 40, [""] * 40, seed=0)
   assert measured.value == value
@@ -134,28 +134,40 @@ def test_what_cannot_be_measured_says_so(values, weights, message):
     bootstrap(values, ["a"] * len(values), weights=weights, seed=0)
 
 
-def test_a_number_of_the_set_is_resampled_by_group():
-  values = np.random.default_rng(0).normal(size=300)
+def test_a_number_of_the_set_has_the_interval_of_leaving_groups_out():
+  values = np.random.default_rng(0).random(300)
   groups = [f"{i // 3}" for i in range(300)]
-  of_set = bootstrap_of(lambda indices: float(values[indices].mean()), groups, seed=0)
-  mean = bootstrap(values, groups, seed=0)
+  mean_of = lambda indices: float(values[indices].mean())
+  of_set, mean = jackknife(mean_of, groups, seed=0), bootstrap(values, groups, seed=0)
   assert of_set.value == pytest.approx(mean.value)
-  assert of_set.stderr == pytest.approx(mean.stderr, rel=0.1)
-  assert of_set.ci95 == pytest.approx(mean.ci95, abs=0.02)
-  assert of_set == bootstrap_of(lambda indices: float(values[indices].mean()), groups, seed=0)
+  assert of_set.stderr == pytest.approx(mean.stderr)  # the same for groups of one size
+  assert of_set.ci95 == pytest.approx(mean.ci95, abs=0.005)
+  percent = jackknife(lambda indices: 100 * mean_of(indices), groups, seed=0, highest=100.0)
+  assert percent.ci95 == pytest.approx([100 * end for end in of_set.ci95])
 
 
-def test_resamples_without_the_number_are_left_out():
-  values = np.array([0.0, 1.0, 1.0])
-  ratio = lambda i: float(values[i].mean()) if values[i].any() else math.nan
-  measured = bootstrap_of(ratio, ["", "", ""], seed=0, num_resamples=50)
-  assert measured.value == pytest.approx(2 / 3) and measured.ci95[0] > 0
-  one = bootstrap_of(ratio, ["a", "a", "a"], seed=0)
-  assert one.ci95 == (one.value, one.value)
+def test_many_groups_are_left_out_by_parts():
+  values = np.random.default_rng(0).random(1000)
+  calls = []
+  statistic = lambda indices: calls.append(indices) or float(values[indices].mean())
+  measured = jackknife(statistic, [""] * 1000, seed=0)
+  assert len(calls) == 1 + 200 and {len(indices) for indices in calls[1:]} == {995}
+  assert measured.stderr == pytest.approx(values.std(ddof=1) / 1000**0.5, rel=0.15)
+  assert measured == jackknife(statistic, [""] * 1000, seed=0)
+
+
+def test_a_number_of_the_set_that_hangs_on_one_group_has_no_interval():
+  values = np.array([0.0, 0.0, 1.0])
+  rare = lambda i: float(values[i].mean()) if values[i].any() else math.nan
+  measured = jackknife(rare, ["", "", ""], seed=0)
+  assert measured.value == pytest.approx(1 / 3) and measured.ci95 == (0.0, 1.0)
+  assert jackknife(rare, ["a", "a", "a"], seed=0).ci95 == (0.0, 1.0)
+  alike = jackknife(lambda _: 1.0, ["", "", "", ""], seed=0)
+  assert alike.stderr == 0 and alike.ci95[1] == 1 and 0.2 < alike.ci95[0] < 0.5
   with pytest.raises(UserError, match="is nan"):
-    bootstrap_of(lambda _: math.nan, ["", ""], seed=0)
+    jackknife(lambda _: math.nan, ["", ""], seed=0)
   with pytest.raises(UserError, match="0 samples"):
-    bootstrap_of(ratio, [], seed=0)
+    jackknife(rare, [], seed=0)
 
 
 def test_seeds_have_students_interval():
@@ -180,6 +192,6 @@ def test_json_is_plain():
   assert json.loads(text) == {
     "value": 0.5,
     "stderr": 0.5,
-    "ci95": [pytest.approx(0.002, abs=0.002), pytest.approx(0.998, abs=0.002)],
+    "ci95": [pytest.approx(0.005, abs=0.002), pytest.approx(0.995, abs=0.002)],
     "n": 2,
   }

@@ -37,7 +37,7 @@ def test_the_p_value_is_that_of_all_swaps(pairs):
 @given(PAIRS)
 def test_without_groups_it_is_mcnemars(pairs):
   a, b, _ = zip(*pairs, strict=True)
-  assert paired(a, b, [""] * len(a), seed=0).p == pytest.approx(mcnemar(a, b).p)
+  assert paired(a, b, [""] * len(a), seed=0).p == pytest.approx(mcnemar(a, b, [""] * len(a)).p)
 
 
 def test_counted_swaps_come_near_all_swaps():
@@ -53,12 +53,16 @@ def test_counted_swaps_come_near_all_swaps():
 def test_mcnemar_is_exact():
   a, b = [1] * 9 + [0] * 3 + [1] * 5, [0] * 9 + [1] * 3 + [1] * 5
   # scipy.stats.binomtest(3, 12).pvalue
-  assert (found := mcnemar(a, b)) == McNemar(9, 3, found.p)
+  assert (found := mcnemar(a, b, [""] * 17)) == McNemar(9, 3, found.p)
   assert found.p == pytest.approx(0.14599609375)
-  assert mcnemar([1, 0], [1, 0]) == McNemar(0, 0, 1.0)
-  assert mcnemar([1, 0], [0, 1]).p == 1.0
+  assert mcnemar([1, 0], [1, 0], ["", ""]) == McNemar(0, 0, 1.0)
+  assert mcnemar([1, 0], [0, 1], ["x", "y"]).p == 1.0
   with pytest.raises(ValueError, match="0 or 1"):
-    mcnemar([0.5], [1.0])
+    mcnemar([0.5], [1.0], [""])
+
+
+def test_mcnemar_has_no_p_value_for_groups_of_several():
+  assert mcnemar([1, 1, 0], [0, 0, 1], ["x", "x", "y"]) == McNemar(2, 1, None)
 
 
 def test_equal_runs_differ_by_nothing():

@@ -18,6 +18,7 @@ def comparison(**changes) -> dict:
     _row(0.01, (-0.03, 0.05), num_shots=4, slice="Head"),
     _row(0.0, (-0.01, 0.01), num_shots=4, condition="no_image"),
     _row(0.0, (0, 0), metric="cider") | {"difference": None, "mcnemar": None},
+    _row(0.0, (0, 0), metric="accuracy", mcnemar={"only_a": 8, "only_b": 9, "p": None}),
   ]
   disagreement = {
     "id": "q1",
@@ -61,6 +62,7 @@ def test_page_shows_every_number(tmp_path):
     "vqa, 4 shots, no image",
     "17 / 4",
     "p 0.007",
+    "<td>8 / 9</td>",
     "caption",
   ):
     assert text in content, text
