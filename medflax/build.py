@@ -14,12 +14,13 @@ import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh
 
-from medflax import optim, peft
+from medflax import optim, peft, quantize
 from medflax.data.documents import IMAGE
 from medflax.data.encode import collate
 from medflax.data.pipeline import row_shape, with_media_slots
 from medflax.data.tokenizer import Tokenizer, load_tokenizer
 from medflax.models import build_model, model_inputs
+from medflax.models.attention import BY_PLATFORM
 from medflax.models.fusion.inline import Inline
 from medflax.parallel import sharding
 from medflax.parallel.mesh import make_mesh
@@ -83,7 +84,8 @@ def build(
       f"config.train.batch_size = {rows} must be a multiple of mesh.replica × "
       f"mesh.data × mesh.fsdp × optimizer.accumulate = {ways} × {config.optimizer.accumulate}"
     )
-  model = build_model(config.model.to_dict())
+  model = build_model(_resolved(config, mesh))
+  dtype = config.train.frozen_dtype
   tx = optim.make_optimizer(config.optimizer, config.train.num_steps)
   optim.compile_regex(config.trainable, "config.trainable")
   row = collate([[]], row_shape(config.data), tokenizer.pad_id)
@@ -97,9 +99,12 @@ def build(
     params = model.init(key, *args, **kwargs)["params"]
     params = peft.add(jax.random.fold_in(key, 1), params, config.to_dict()["peft"])
     state = create_state(params, config.trainable, tx, ema=config.train.ema > 0)
-    return state.replace(frozen=optim.cast(state.frozen, config.train.frozen_dtype))
+    frozen_dtype = quantize.REST if dtype == quantize.INT8 else dtype
+    return state.replace(frozen=optim.cast(state.frozen, frozen_dtype))
 
-  boxed = jax.eval_shape(init, jax.random.key(0))
+  store = lambda state: state.replace(frozen=quantize.stored(state.frozen, dtype))
+  made = jax.eval_shape(init, jax.random.key(0))
+  boxed = jax.eval_shape(store, made)
   _check_media_tokens(config, model, boxed.params, batch)
   if peft.adapters(boxed.frozen) and not peft.adapters(boxed.trainable):
     raise UserError(
@@ -107,7 +112,15 @@ def build(
       r"add |.*/(lora_.*|prefix_.*|prompt) to it"
     )
   shardings = sharding.state_shardings(boxed, mesh)
-  create = jax.jit(lambda key: nn.unbox(init(key)), out_shardings=shardings)
+  made_shardings = sharding.state_shardings(made, mesh)
+  make = jax.jit(lambda key: nn.unbox(init(key)), out_shardings=made_shardings)
+
+  def create(seed: int) -> TrainState:
+    state = _initialised(make(jax.random.key(seed)), config)
+    if dtype != quantize.INT8:
+      return state
+    return state.replace(frozen=quantize.quantised(state.frozen, made.frozen))
+
   return Parts(
     config=config,
     mesh=mesh,
@@ -116,8 +129,17 @@ def build(
     tx=tx,
     state=sharding.with_shardings(nn.unbox(boxed), shardings),
     batch=batch,
-    create=lambda seed: _initialised(create(jax.random.key(seed)), config),
+    create=create,
   )
+
+
+def _resolved(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Any]:
+  """`config.model` with what follows from the devices and the data."""
+  name = config.model.attention
+  if name == "auto":
+    name = BY_PLATFORM.get(mesh.devices.flat[0].platform, "xla")
+  one_medium = config.data.media_rule != "all_prev"
+  return config.model.to_dict() | {"attention": name, "one_medium": one_medium}
 
 
 def _check_media_tokens(config, model, params, batch) -> None:

@@ -65,6 +65,7 @@ SCHEMA = {
     "lm": Mapping,
     "dtype": str,
     "remat": str,
+    "attention": str,
   },
   "init": str,
   "trainable": str,
@@ -267,6 +268,7 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
   # Imported here: these bring in jax, which a mistyped flag must not wait for.
   from medflax import data, evals, models, optim, peft
   from medflax.data import documents, media_chain
+  from medflax.models import attention, layers
 
   parts = {
     "objective": models.OBJECTIVES,
@@ -282,6 +284,7 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
     part = pick(options, section.get("type", ""), f"config.model.{name}.type")
     # linen's own fields, and those that `build_model` fills from the rest of the config
     filled = {"parent", "name", "dtype", "remat", "fusion", "tower", "connector", "lm"}
+    filled |= {"attention", "one_medium"}
     fields = {f.name: f for f in dataclasses.fields(part) if f.name not in filled}
     for field in section:
       pick(fields | {"type": None}, field, f"field of config.model.{name}")
@@ -300,7 +303,9 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
   media_chain.build_chains(_plain(config.data.transforms))
   for name, entry in config.data.train.items():
     pick(documents.TARGETS, entry.targets, f"config.data.train.{name}.targets")
-  pick(DTYPES, config.train.frozen_dtype, "config.train.frozen_dtype")
+  pick({"auto": None} | attention.ATTENTIONS, config.model.attention, "config.model.attention")
+  pick(layers.REMAT_POLICIES, config.model.remat, "config.model.remat")
+  pick(DTYPES | {"int8": None}, config.train.frozen_dtype, "config.train.frozen_dtype")
   pick(optim.OPTIMIZERS, config.optimizer.type, "config.optimizer.type")
   pick(optim.SCHEDULES, config.optimizer.schedule, "config.optimizer.schedule")
   for name, section in config.evals.items():

@@ -57,6 +57,7 @@ def base_config(name: str, variant: str) -> ConfigDict:
     objective=dict(type="next_token"),
     **dict(tower={}, connector={}, fusion={}, lm={}),
     **dict(dtype="float32", remat="none"),
+    attention="auto",  # or "xla", "cudnn", "splash": medflax/models/attention.py
   )
   config.init = ""  # safetensors files of pretrained weights to start from, commas between
   config.trainable = ".*"  # full match of 'path/to/leaf'
@@ -68,7 +69,7 @@ def base_config(name: str, variant: str) -> ConfigDict:
     z_loss=0.0,
     max_bad_steps=10,  # stop after so many non-finite steps in a row
     ema=0.0,  # decay of the weights' moving average, which is then evaluated; 0: none
-    frozen_dtype="float32",  # of weights that are not trained; the others are float32
+    frozen_dtype="float32",  # of weights that are not trained, also "int8"; the others are float32
     loss_chunk=-1,  # tokens of a row whose logits are in memory at once; 0: all; -1: what fits
     hang_seconds=1800.0,  # a process that is so long behind the others ends the run
   )

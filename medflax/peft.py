@@ -34,6 +34,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float
 
+from medflax.models.dense import STACKED, split_axes
 from medflax.utils import UserError, pick
 
 Flat = dict[str, Any]  # by path/to/leaf; arrays, or arrays boxed with their logical axis names
@@ -78,8 +79,7 @@ class LoRA:
 
   def _leaves(self, key: Array, module: str, kernel: nn.LogicallyPartitioned) -> Flat:
     names, shape = kernel.names, kernel.value.shape
-    stack = names.count(STACKED)
-    split = stack + (2 if names[stack + 1] == "head_dim" else 1)  # where outputs begin
+    stack, split = split_axes(names)
     box = lambda value, *names: nn.LogicallyPartitioned(value, names)
     bound = 1 / math.sqrt(math.prod(shape[stack:split]))
     a = jax.random.uniform(key, (*shape[:split], self.rank), minval=-bound, maxval=bound)
@@ -160,7 +160,6 @@ class Prompt(_Learned):
     return out
 
 
-STACKED = "layers"  # the logical name of axes that nn.scan adds
 METHODS = {"lora": LoRA, "prefix": Prefix, "prompt": Prompt}
 
 

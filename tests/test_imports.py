@@ -27,7 +27,8 @@ LAYERS = {
   "checkpoint": ("utils",),
   "workdir": ("config", "defaults", "utils"),
   "optim": ("utils",),
-  "peft": ("utils",),
+  "peft": ("models", "utils"),
+  "quantize": ("models", "optim", "pretrained"),
   "data": ("utils",),
   "data.pipeline": ("data", "utils"),
   "tasks": ("data", "utils"),
@@ -53,8 +54,8 @@ LAYERS = {
   "speed": ("analysis",),
   "weights": ("checkpoint", "pretrained", "selection", "utils", "workdir"),
   "build": (
-    *("data", "data.pipeline", "models", "optim", "parallel", "peft", "train_step", "utils"),
-    "weights",
+    *("data", "data.pipeline", "models", "optim", "parallel", "peft", "quantize", "train_step"),
+    *("utils", "weights"),
   ),
   "loading": (
     *("build", "checkpoint", "config", "parallel", "train_step", "utils", "weights", "workdir"),

@@ -82,6 +82,8 @@ def training(model: Any, state: Any, batch: Mapping[str, Any]) -> Counts:
     state: a `TrainState`; what is `trainable` gets gradients.
     batch: of the step, all micro-batches together.
   """
+  if getattr(model.lm, "attention", "xla") != "xla":  # a kernel hides what is differentiated
+    model = model.clone(lm=model.lm.clone(attention="xla"))
 
   def forward(trainable, frozen, batch):
     args, kwargs = model_inputs(model.hide(batch))
@@ -218,6 +220,15 @@ def _while(eqn, inputs, path, counts) -> list[_From]:
   return _walk(_open(eqn.params["body_jaxpr"]), inputs[consts:], path, counts)
 
 
+def _pallas(eqn, inputs, path, counts) -> list[_From]:
+  """A kernel's body as often as its grid has places, also where it leaves some out."""
+  body, inner = _open(eqn.params["jaxpr"]), {}
+  _walk(body, [_From()] * len(body.invars), path, inner)
+  for part, cost in inner.items():
+    counts[part] = counts.get(part, Flops()) + cost * math.prod(eqn.params["grid_mapping"].grid)
+  return _plain(eqn, inputs, path, counts)
+
+
 def _shard_map(eqn, inputs, path, counts) -> list[_From]:
   """Shapes inside are one device's."""
   inner: Counts = {}
@@ -243,4 +254,5 @@ _RULES = {
   "cond": _cond,
   "while": _while,
   "shard_map": _shard_map,
+  "pallas_call": _pallas,
 }

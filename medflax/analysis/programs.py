@@ -20,7 +20,10 @@ from medflax.inference.decode import read_prompts
 from medflax.models import model_inputs
 from medflax.parallel import sharding
 
-_USED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", re.IGNORECASE)
+# "Used 21.5G of 15.75G hbm", or "temporaries (17.15G) exceeds available HBM (15.75G)".
+_USED = re.compile(
+  r"([\d.]+)([KMGT])\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMGT])", re.IGNORECASE
+)
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 ROOM = 128  # new tokens that a prompt's cache has places for
 

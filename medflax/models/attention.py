@@ -1,13 +1,15 @@
 """Masks and the attention that every part uses."""
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+UNBOUNDED = 2**30  # a window that no row fills
 
 
 class KeysValues(NamedTuple):
@@ -35,6 +37,7 @@ def dot_product_attention(
   *,
   scale: float | None = None,
   bias: Float[Array, "_ heads t s"] | None = None,
+  implementation: str | None = None,
 ) -> Float[Array, "b t heads head_dim"]:
   """Softmax attention; grouped queries when kv_heads < heads.
 
@@ -44,9 +47,11 @@ def dot_product_attention(
   Args:
     scale: of the logits; None for head_dim^-0.5.
     bias: added to the scaled logits.
+    implementation: of `jax.nn.dot_product_attention`.
   """
   heads_mask = None if mask is None else mask[:, None]
-  out = jax.nn.dot_product_attention(query, key, value, bias, heads_mask, scale=scale)
+  options: dict[str, Any] = dict(scale=scale, implementation=implementation)
+  out = jax.nn.dot_product_attention(query, key, value, bias, heads_mask, **options)
   return out if mask is None else jnp.where(mask.any(-1)[:, :, None, None], out, 0)
 
 
@@ -99,6 +104,55 @@ def _mean(
   shared = len(value) < len(weights)
   form = "bkgts,ksd->bkgtd" if shared else "bkgts,bksd->bkgtd"
   return jnp.einsum(form, weights, value[0] if shared else value)
+
+
+class Seen(NamedTuple):
+  """Which keys a query sees. Where `segments` are known, they and what follows say it all.
+
+  Attributes:
+    mask: `[b, t, s]`.
+    segments: `[b, t]` of queries and `[b, s]` of keys, which see each other where they are the
+      same; those of a query that sees nothing are 0. None: only the mask knows.
+    causal: within a segment a query sees only keys up to its own place.
+    windows, window: see `splash_attention`.
+  """
+
+  mask: Bool[Array, "b t s"]
+  segments: tuple[Int[Array, "b t"], Int[Array, "b s"]] | None = None
+  causal: bool = False
+  windows: Sequence[int] = (UNBOUNDED,)
+  window: Int[Array, ""] | None = None
+
+
+def _xla(query, key, value, seen: Seen, *, scale, bias=None, softcap=0.0, implementation=None):
+  if softcap:
+    parts, options = [keys_values(key, value)], dict(scale=scale, bias=bias, softcap=softcap)
+    return attention_over(parts, query, seen.mask, **options)
+  options = dict(scale=scale, bias=bias, implementation=implementation)
+  return dot_product_attention(query, key, value, seen.mask, **options)
+
+
+def _splash(query, key, value, seen: Seen, *, scale, bias=None, softcap=0.0, interpret=False):
+  if seen.segments is None or bias is not None:
+    return _xla(query, key, value, seen, scale=scale, bias=bias, softcap=softcap)
+  from medflax.models.splash import splash_attention  # a second that others need not wait
+
+  options = dict(causal=seen.causal, windows=seen.windows, window=seen.window)
+  options |= dict(scale=scale, softcap=softcap, interpret=interpret)
+  out = splash_attention(query, key, value, *seen.segments, **options)
+  return jnp.where((seen.segments[0] > 0)[..., None, None], out, 0)
+
+
+# Each takes query, key, value, what is seen, scale, bias and softcap, as `attention_over` has
+# them. Splash is for TPUs, cuDNN for NVIDIA GPUs and 16-bit floats; splash leaves to XLA what has
+# a bias or a mask that nothing shorter describes.
+ATTENTIONS: dict[str, Callable[..., Float[Array, "b t heads head_dim"]]] = {
+  "xla": _xla,
+  "cudnn": functools.partial(_xla, implementation="cudnn"),
+  "splash": _splash,
+  "splash_interpreted": functools.partial(_splash, interpret=True),  # on any platform, for tests
+}
+BY_PLATFORM = {"tpu": "splash"}  # what `model.attention="auto"` means there; elsewhere XLA
 
 
 def causal_mask(

@@ -46,6 +46,8 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
   "none": None,
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # As dots, but in the host's memory, from where they are fetched for the backward pass.
+  "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
 
 
@@ -104,6 +106,7 @@ def dense(
     dtype=dtype,
     kernel_init=param_init(init, *axes),
     bias_init=param_init(nn.initializers.zeros, *axes[num_inputs:]),
+    axes=tuple(axes),
     name=name,
   )
 

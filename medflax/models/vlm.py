@@ -90,7 +90,8 @@ class VLM(nn.Module):
     soft = _soft(features, media_index, soft_index, media_ordinal)
     slots = jnp.arange(tokens.shape[1])
     mask = causal_mask(slots, segment_ids, slots, segment_ids)
-    return self.lm(tokens, positions, mask, features, seen, soft=soft, sums=sums)[0]
+    options = dict(segments=segment_ids, soft=soft, sums=sums)
+    return self.lm(tokens, positions, mask, features, seen, **options)[0]
 
   def hide(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
     """The batch as the model may see it while it predicts the batch's targets."""

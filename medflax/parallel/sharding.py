@@ -7,7 +7,7 @@ splits the tokens of a row, whose keys and values are gathered; batches are spli
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -85,13 +85,38 @@ def put_whole(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
   return {key: put(np.asarray(x)) for key, x in batch.items()}
 
 
-def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "..."]:
-  """An activation split as the rules in force say, where they divide it; inside `jax.set_mesh`."""
+def activation_spec(shape: Sequence[int], *names: str | None) -> PartitionSpec | None:
+  """How the rules in force split an activation, where they divide it; None: there are none."""
   mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
   if mesh.empty or mesh.size == 1 or not rules:
-    return x
-  axes = nn.logical_to_mesh_axes(names, rules)
-  return jax.lax.with_sharding_constraint(x, _fitting(axes, x.shape, mesh))
+    return None
+  return _fitting(nn.logical_to_mesh_axes(names, rules), tuple(shape), mesh)
+
+
+def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "..."]:
+  """An activation split as the rules in force say; inside `jax.set_mesh`."""
+  spec = activation_spec(x.shape, *names)
+  return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
+
+
+def gathered(weight: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "..."]:
+  """A weight as a product wants it: whole along `fsdp`, over which it is stored in parts.
+
+  Left to itself, the partitioner splits products by what they sum over instead, and sends the sums
+  of a whole batch's activations. The gradient is handed back in parts.
+
+  Args:
+    weight: with a logical name for each dimension.
+  """
+  mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
+  if mesh.empty or mesh.shape["fsdp"] == 1 or not rules:
+    return weight
+  spec = lambda rules: _fitting(nn.logical_to_mesh_axes(names, rules), weight.shape, mesh)
+  stored, whole = spec(rules), spec([rule for rule in rules if rule[1] != "fsdp"])
+  put = jax.lax.with_sharding_constraint
+  gather = jax.custom_vjp(lambda weight: put(weight, whole))
+  gather.defvjp(lambda weight: (put(weight, whole), None), lambda _, g: (put(g, stored),))
+  return gather(weight)
 
 
 def state_shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:

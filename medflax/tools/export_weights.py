@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from medflax import peft
+from medflax import peft, quantize
 from medflax.checkpoint import read_state
 from medflax.loading import find_step, load_config
 from medflax.pretrained import load_weights
@@ -67,7 +67,7 @@ def read_weights(
   for part in ("frozen/", "trainable/", "ema/"):
     arrays = {k.removeprefix(part): x for k, x in state.items() if k.startswith(part)}
     found |= {path: _in_memory(x) for path, x in arrays.items()}
-  return found, imports[0]
+  return quantize.floats(found), imports[0]
 
 
 def _in_memory(x: np.ndarray) -> LazyTensor:

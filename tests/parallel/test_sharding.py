@@ -66,9 +66,21 @@ def test_activations_are_split_where_they_divide(mesh):
   assert spec((32, 5), "media", None) == [P(sharding.AXES, None)]
 
 
-def test_activations_are_left_alone_outside_of_a_run():
+def test_weights_are_gathered_for_a_product_and_their_gradients_are_not(mesh):
+  def both(x):
+    y, back = jax.vjp(lambda x: sharding.gathered(x, "embed", "mlp"), x)
+    return back(y)
+
+  with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+    traced = jax.make_jaxpr(both)(jnp.zeros((8, 16)))
+  specs = [eqn.params["sharding"].spec for eqn in traced.eqns]
+  assert specs == [P(None, "tensor"), P("fsdp", "tensor")]
+
+
+def test_activations_and_weights_are_left_alone_outside_of_a_run():
   x = jnp.zeros((8, 6))
   assert sharding.constrain(x, "batch", "length") is x
+  assert sharding.gathered(x, "embed", "mlp") is x
 
 
 def test_what_an_optimiser_keeps_of_another_rank_is_replicated(mesh):

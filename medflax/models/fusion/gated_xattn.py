@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float
 
 from medflax.models import layers
 from medflax.models.attention import (
+  ATTENTIONS,
   KeysValues,
+  Seen,
   attention_over,
-  dot_product_attention,
   keys_values,
 )
 
@@ -22,12 +23,18 @@ class GatedCrossAttention(nn.Module):
   """Text attends to the media it may see; tanh gates at zero leave the language model as it was.
 
   Biases nowhere; LayerNorm on the text side only (the resampler has normalised the media).
+
+  Attributes:
+    attention: to media that are not cached, a name in `ATTENTIONS`.
+    one_medium: no token sees more than one media item.
   """
 
   heads: int
   head_dim: int
   mlp_ratio: int
   dtype: Any = jnp.float32
+  attention: str = "xla"
+  one_medium: bool = False
 
   @nn.compact
   def __call__(
@@ -69,14 +76,23 @@ class GatedCrossAttention(nn.Module):
       key, value = (linear(own, name=name)(rows) for name in ("key", "value"))
       new = keys_values(key, value)
     if media is not None and not cache:
-      mask = jnp.repeat(mask, media.shape[2], axis=2)
-      y = dot_product_attention(query, key, value, mask)
+      seen = self._seen(mask, media.shape[2])
+      y = ATTENTIONS[self.attention](query, key, value, seen, scale=None)
     else:
       parts += [] if new is None else [new]
       latents = sum(part.key.shape[2] for part in parts) // mask.shape[2]
       y = attention_over(parts, query, jnp.repeat(mask, latents, axis=2))
     out = (*axes[1:], axes[0])
     return layers.dense(x.shape[-1], out, name="out", num_inputs=2, dtype=self.dtype)(y), new
+
+  def _seen(self, mask: Bool[Array, "b t m"], latents: int) -> Seen:
+    """What is seen of the latents, from what is seen of the media."""
+    every = jnp.repeat(mask, latents, axis=2)
+    if not self.one_medium:
+      return Seen(every)
+    medium = jnp.where(mask.any(-1), mask.argmax(-1) + 1, 0)
+    latent = jnp.repeat(jnp.arange(1, mask.shape[2] + 1), latents)
+    return Seen(every, (medium, jnp.broadcast_to(latent, (len(mask), len(latent)))))
 
   def _gate(self, name: str) -> Float[Array, "1"]:
     gate = self.param(name, layers.param_init(nn.initializers.zeros, None), (1,))
@@ -92,6 +108,9 @@ class GatedXattn:
   head_dim: int = 64
   mlp_ratio: int = 4
 
-  def block(self, dtype: Any) -> GatedCrossAttention:
+  def block(
+    self, dtype: Any, attention: str = "xla", one_medium: bool = False
+  ) -> GatedCrossAttention:
     """One gated block, to be made inside the decoder's scanned group."""
-    return GatedCrossAttention(self.heads, self.head_dim, self.mlp_ratio, dtype, name="xattn")
+    sizes = (self.heads, self.head_dim, self.mlp_ratio)
+    return GatedCrossAttention(*sizes, dtype, attention, one_medium, name="xattn")

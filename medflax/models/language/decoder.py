@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from medflax.models import layers
+from medflax.models.attention import UNBOUNDED
 from medflax.models.chunks import LogitSums
 from medflax.models.fusion.fused_head import FusedHead
 from medflax.models.fusion.gated_xattn import GatedXattn
@@ -29,10 +30,7 @@ from medflax.models.language.layer import (
 from medflax.models.language.positions import alibi, rope_frequencies
 from medflax.models.language.prefix import prefix_length
 from medflax.models.language.prompt import with_prompt
-from medflax.parallel.sharding import constrain
-
-UNBOUNDED = 2**30  # a window that no row fills
-
+from medflax.parallel.sharding import constrain, gathered
 
 class DecoderGroup(nn.Module):
   """`size` layers, the last with a gated block before it; the unit that is scanned."""
@@ -40,6 +38,7 @@ class DecoderGroup(nn.Module):
   size: int
   layer: Mapping[str, Any]  # linen freezes a dict
   fusion: GatedXattn | None
+  one_medium: bool
   keep: bool
   dtype: Any = jnp.float32
 
@@ -56,7 +55,7 @@ class DecoderGroup(nn.Module):
     for i in range(self.size):
       name = f"layer_{i}"
       if self.fusion is not None and i == self.size - 1:
-        block = self.fusion.block(self.dtype)
+        block = self.fusion.block(self.dtype, self.layer["attention"], self.one_medium)
         seen = [part["xattn"] for part in cache if "xattn" in part]
         x, media = block(x, context.media, context.media_mask, seen)
         if media is not None:
@@ -83,13 +82,12 @@ class Decoder(LayerFields, kw_only=True):
     learned_positions: rows of a position table added to the embeddings; 0 for no table.
     position_offset: the row of position 0 (OPT, BioGPT: 2).
     alibi_bias_max: the steepest slope is 2^-(this / heads); 0 for no ALiBi.
-    windows: how many tokens up to itself a token sees in layer i, at i modulo the length; 0 for
-      all, () for all everywhere.
     inverse_depth_scale: layer i's attention logits are divided by i + 1 (BioMedLM).
     final_norm: a norm before the head.
     head_bias: of the head, if it is not tied.
     logit_softcap: c · tanh(logits / c) bounds the logits (Gemma 2); 0 for never.
     fusion: how media meet the text, None for text only.
+    one_medium: no token sees more than one media item, as with Flamingo's rules.
     remat: a name in `layers.REMAT_POLICIES`, applied to each group.
   """
 
@@ -107,12 +105,12 @@ class Decoder(LayerFields, kw_only=True):
   learned_positions: int = 0
   position_offset: int = 0
   alibi_bias_max: float = 0.0
-  windows: Sequence[int] = ()
   inverse_depth_scale: bool = False
   final_norm: bool = True
   head_bias: bool = False
   logit_softcap: float = 0.0
   fusion: GatedXattn | Inline | FusedHead | None = None
+  one_medium: bool = False
   remat: str = "none"
 
   @nn.compact
@@ -124,6 +122,7 @@ class Decoder(LayerFields, kw_only=True):
     media: Float[Array, "b n latents dv"] | None,
     media_mask: Bool[Array, "b t m"] | None,
     *,
+    segments: Int[Array, "b t"] | None = None,
     soft: SoftTokens | None = None,
     cache: Sequence[Cache] = (),
     key_positions: Int[Array, "b s"] | None = None,
@@ -137,6 +136,7 @@ class Decoder(LayerFields, kw_only=True):
     Args:
       mask: which keys each token sees: those of the cache, part by part, then the tokens'.
       media: those that are not in the cache; `media_mask` is of all.
+      segments: where the mask is `causal_mask` of these documents, and there is no cache.
       soft: what stands in the row instead of embeddings.
       cache: what was kept of earlier tokens, in parts; one row serves all.
       key_positions: of the keys; needed with a cache.
@@ -155,6 +155,7 @@ class Decoder(LayerFields, kw_only=True):
       places = positions if key_positions is None else key_positions
       more = with_prompt(prompt.shape[0], positions, places, mask, media_mask, cached=bool(cache))
       positions, key_positions, mask, media_mask = more
+      segments = None  # all see the prompt
       prompt = None if cache else prompt
     distance = _distance(positions, key_positions)
     positions = positions + prefix_length(self.variables.get("params", {}))
@@ -164,7 +165,9 @@ class Decoder(LayerFields, kw_only=True):
       ahead = [(0, 0), *((n - tokens.shape[1], 0) for n in mask.shape[1:])]
       both_ways = jnp.pad(both_ways, ahead)
     bias = alibi(distance, self.heads, self.alibi_bias_max) if self.alibi_bias_max else None
-    context = Context(positions, mask, distance, bias, media, media_mask, index, both_ways)
+    segments = None if both_ways is not None else segments
+    seen = (media, media_mask, index, both_ways, segments)
+    context = Context(positions, mask, distance, bias, *seen)
     gated = self.fusion if isinstance(self.fusion, GatedXattn) else None
     size = gated.xattn_every if gated else 1
     groups, tail = divmod(self.depth, size)
@@ -174,7 +177,7 @@ class Decoder(LayerFields, kw_only=True):
       if length:
         layer = shared_fields(self)
         stack = layers.stack(DecoderGroup, length, self.remat, (0, 0, nn.broadcast))
-        stack = stack(group_size, layer, fusion, keep, self.dtype, name=name)
+        stack = stack(group_size, layer, fusion, self.one_medium, keep, self.dtype, name=name)
         grouped = {k: _grouped(a, first, length, group_size) for k, a in own.items()}
         x, new[name] = stack(x, grouped, [part[name] for part in cache], context)
     if isinstance(self.fusion, FusedHead):
@@ -225,7 +228,8 @@ class Decoder(LayerFields, kw_only=True):
       axes = ("embed", "narrow_embed")
       x = layers.dense(self.embed_width, axes, name="embed_out", dtype=self.dtype)(x)
     if self.tie_embeddings:
-      logits = jnp.einsum("btd,vd->btv", x, table.astype(self.dtype))
+      table = gathered(table.astype(self.dtype), "vocab", "embed")
+      logits = jnp.einsum("btd,vd->btv", x, table)
     else:
       options = dict(name="head", use_bias=self.head_bias, dtype=self.dtype)
       logits = layers.dense(self.vocab_size, ("embed", "vocab"), **options)(x)

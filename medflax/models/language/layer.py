@@ -12,9 +12,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from medflax.models import layers
 from medflax.models.attention import (
+  ATTENTIONS,
+  UNBOUNDED,
   KeysValues,
+  Seen,
   attention_over,
-  dot_product_attention,
   keys_values,
 )
 from medflax.models.language.positions import rotary
@@ -49,6 +51,8 @@ class Context(NamedTuple):
       well, or None.
     index: where in the cache's last part the tokens' keys are written; None: they follow it.
     both_ways: which tokens see each other whatever `mask` says, within windows, or None.
+    segments: documents of the row, `[b, t]`, where all that `mask` says is that a token sees its
+      own up to itself; else None.
   """
 
   positions: Int[Array, "b t"]
@@ -59,6 +63,7 @@ class Context(NamedTuple):
   media_mask: Bool[Array, "b t m"] | None
   index: Int[Array, ""] | None
   both_ways: Bool[Array, "b t s"] | None = None
+  segments: Int[Array, "b t"] | None = None
 
 
 class LayerFields(nn.Module):
@@ -75,6 +80,9 @@ class LayerFields(nn.Module):
     query_scale: of the attention logits; 0 for head_dim^-0.5.
     attn_softcap: c · tanh(logits / c) bounds the attention logits (Gemma 2); 0 for never.
     rope_interleaved: neighbouring channels are rotated together (GPT-J).
+    windows: how many tokens up to itself a token sees in layer i, at i modulo the length; 0 for
+      all, () for all everywhere.
+    attention: of tokens to each other, where nothing is cached; a name in `ATTENTIONS`.
   """
 
   heads: int
@@ -94,6 +102,8 @@ class LayerFields(nn.Module):
   query_scale: float = 0.0
   attn_softcap: float = 0.0
   rope_interleaved: bool = False
+  windows: Sequence[int] = ()
+  attention: str = "xla"
   dtype: Any = jnp.float32
 
 
@@ -169,11 +179,11 @@ class SelfAttention(LayerFields):
       past.insert(0, KeysValues(*(x.astype(key.dtype) for x in prefix)))
       mask, bias = with_prefix(prefix.key.shape[2], mask, bias)
     scale = self.query_scale or None
-    if past or context.index is not None or self.attn_softcap:
-      parts, options = [*past, new], dict(scale=scale, bias=bias, softcap=self.attn_softcap)
-      y = attention_over(parts, query, mask, **options)
+    options = dict(scale=scale, bias=bias, softcap=self.attn_softcap)
+    if past or context.index is not None:
+      y = attention_over([*past, new], query, mask, **options)
     else:
-      y = dot_product_attention(query, key, value, mask, scale=scale, bias=bias)
+      y = ATTENTIONS[self.attention](query, key, value, self._seen(mask, context, own), **options)
     out = layers.dense(
       x.shape[-1],
       ("heads", "head_dim", "embed"),
@@ -183,6 +193,13 @@ class SelfAttention(LayerFields):
       dtype=self.dtype,
     )
     return out(y), new
+
+  def _seen(self, mask: Bool[Array, "b t s"], context: Context, own: dict[str, Array]) -> Seen:
+    if context.segments is None:
+      return Seen(mask)
+    windows = sorted({window or UNBOUNDED for window in self.windows or (0,)})
+    segments = (context.segments, context.segments)
+    return Seen(mask, segments, causal=True, windows=windows, window=own.get("window"))
 
   def _project(
     self, x: Float[Array, "b t d"], name: str, heads: int, axis: str
