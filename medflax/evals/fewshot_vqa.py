@@ -191,6 +191,7 @@ class FewshotVQA:
       demonstrations=dataclasses.asdict(self._demonstrations)
       | {"seeds": list(range(settings.num_seeds))},
       candidates=settings.candidates,
+      coverage=scoring.coverage(trials),
       scorers={name: metric.signature for name, metric in (self._metrics | self._weighed).items()},
       programs={"embed": features.programs, "generate": num_programs},
     )

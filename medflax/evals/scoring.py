@@ -64,6 +64,14 @@ def likelihoods(trials: Sequence[Trial], length_normalised: bool) -> list[Likeli
   ]
 
 
+def coverage(trials: Sequence[Trial]) -> float | None:
+  """The share of questions with candidates whose answer is one of these; None without any."""
+  asked = [t for t in trials if t.condition == "image" and t.candidates]
+  forms = {texts: frozenset(map(normalise, texts)) for texts in {t.candidates for t in asked}}
+  found = [normalise(t.episode.query.answer) in forms[t.candidates] for t in asked]
+  return sum(found) / len(found) if found else None
+
+
 def by_slice(
   trials: Sequence[Trial], name: str, keys: Sequence[str], notes: list[str]
 ) -> dict[str, list[Trial]]:

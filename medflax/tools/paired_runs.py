@@ -28,11 +28,11 @@ class Asked:
   left_out: dict[str, int]
 
 
-def parse_systems(given: Sequence[str]) -> dict[str, list[pathlib.Path]]:
+def parse_systems(given: Sequence[str], least: int = 2) -> dict[str, list[pathlib.Path]]:
   """`[NAME=]RUN[,RUN…]` each; a system without a name has its first run's.
 
   Raises:
-    UserError: if there are fewer than two, or two have the same name.
+    UserError: if there are fewer than `least`, or two have the same name.
   """
   systems: dict[str, list[pathlib.Path]] = {}
   for text in given:
@@ -43,8 +43,8 @@ def parse_systems(given: Sequence[str]) -> dict[str, list[pathlib.Path]]:
     if name in systems:
       raise UserError(f"two systems are called {name}; name them, as a={text}")
     systems[name] = folders
-  if len(systems) < 2:
-    raise UserError("a comparison needs two runs or more")
+  if len(systems) < least:
+    raise UserError(f"too few runs: {len(systems)}, not {least} or more")
   return systems
 
 

@@ -271,7 +271,7 @@ def test_candidates_are_weighed(make_context, lungs, params):
   )
   assert metrics["side/1shot/likelihood_accuracy"].value == 1
   assert metrics["side/1shot/likelihood_accuracy@text_only"].value < 1
-  assert results["candidates"] == "choices"
+  assert results["candidates"] == "choices" and results["coverage"] == 1
   for sample in samples:
     assert [c["text"] for c in sample["candidates"]] == sample["choices"]
     assert sum(c["probability"] for c in sample["candidates"]) == pytest.approx(1)
@@ -283,8 +283,9 @@ def test_candidates_are_weighed(make_context, lungs, params):
 def test_answers_can_be_held_to_a_file_of_candidates(make_context, lungs, params, tmp_path):
   (tmp_path / "answers.txt").write_text("left lung\nliver\n\n")
   settings = dict(num_shots=[0], candidates=str(tmp_path / "answers.txt"), constrained=True)
-  _, _, samples, _ = evaluate(make_context(lungs), params, **settings)
+  _, results, samples, _ = evaluate(make_context(lungs), params, **settings)
   assert {s["prediction"] for s in samples} <= {"left lung", "liver"}
+  assert results["coverage"] == pytest.approx(1 / 3)
   with pytest.raises(UserError, match="candidates: 'nowhere' is neither 'choices' nor 'train'"):
     evaluate(make_context(lungs), params, candidates="nowhere")
   with pytest.raises(UserError, match=r"constrained needs config\.evals\.side\.candidates"):

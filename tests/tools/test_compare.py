@@ -190,7 +190,7 @@ def test_systems_have_names_and_runs(tmp_path):
     (str(odd), [str(odd)]),
     ("z", ["z"]),
   ]
-  with pytest.raises(UserError, match="two runs or more"):
+  with pytest.raises(UserError, match="too few runs: 1, not 2 or more"):
     parse_systems(["a"])
   with pytest.raises(UserError, match="two systems are called a"):
     parse_systems(["a=x", "a=y"])

@@ -1,14 +1,20 @@
 """Evaluating offline is evaluating in the loop, on a checkpoint of one's choice."""
 
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
+from medflax.evals.progress import FILE
 from medflax.tools.evaluate import main
 from tests import nano
 
+# Prompts of two lengths: a second program is compiled when the first answers are kept.
 EVALS = (
-  "{'ask': {'type': 'fewshot_vqa', 'every': 0, 'task': 'vqa', 'num_shots': (0, 1), 'split': 'test',"
+  "{'ask': {'type': 'fewshot_vqa', 'every': 0, 'task': 'vqa', 'num_shots': (0, 6), 'split': 'test',"
   " 'batch_size': 4, 'decoding': {'max_new_tokens': 2}, 'num_pictured': 1},"
   " 'ppl': {'type': 'perplexity', 'every': 0, 'task': 'vqa', 'num_shots': 0, 'batch_size': 4}}"
 )
@@ -31,7 +37,27 @@ def test_offline_results_are_the_loops(workdir, capsys):
   shutil.rmtree(workdir / "evals")
   assert main([str(workdir)]) == 0
   assert files(workdir / "evals") == before
-  assert "ask/1shot/exact_match@no_image" in capsys.readouterr().out
+  assert "ask/6shot/exact_match@no_image" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_after_a_kill_it_goes_on_to_the_same_bytes(workdir):
+  folder = workdir / "evals" / "ask" / "6"
+  names = ("results.json", "samples.jsonl")
+  before = {name: (folder / name).read_bytes() for name in names}
+  shutil.rmtree(folder)
+  command = [sys.executable, "-m", "medflax.tools.evaluate", str(workdir), "--eval", "ask"]
+  count = lambda: (folder / FILE).read_bytes().count(b"\n") if (folder / FILE).exists() else 0
+  with subprocess.Popen(command) as process:
+    while process.poll() is None and count() < 2:  # a fingerprint, then a line for each batch
+      time.sleep(0.001)
+    process.kill()
+  assert process.returncode == -signal.SIGKILL
+  assert count() >= 2 and not any((folder / name).exists() for name in names)
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  assert "goes on after" in done.stdout + done.stderr
+  assert {name: (folder / name).read_bytes() for name in names} == before
+  assert not (folder / FILE).exists()
 
 
 def test_one_evaluator_of_an_earlier_step(workdir):
