@@ -9,7 +9,6 @@ Every run has a folder of its own in --workdir, and how far it is, is told by th
 `--launcher=slurm --help` tells what a launcher takes besides.
 """
 
-import argparse
 import pathlib
 import re
 import sys
@@ -40,9 +39,8 @@ LAUNCHERS = {
 
 def _launcher(argv: Sequence[str]) -> str:
   """Which launcher is asked for: it has flags of its own."""
-  parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-  parser.add_argument("--launcher", nargs="?", default=_LOCAL)
-  return parser.parse_known_args(argv)[0].launcher
+  found = re.search(r"--launcher[= ](\S+)", " ".join(argv))
+  return found[1] if found else _LOCAL
 
 
 def add_study(parser: Parser) -> None:

@@ -62,11 +62,12 @@ def launch(runs: Sequence[Run], folder: pathlib.Path, flags: argparse.Namespace)
           word = f"finished after {_lasted(seconds[-1])}" if finished else _why(run, folder)
           count = f"[{len(runs) - len(waiting) - len(active)}/{len(runs)}]"
           left = sum(seconds) / len(seconds) * (len(waiting) + len(active)) / jobs
-          print(f"{count} {run.name}: {word}" + (f"; about {_lasted(left)} left" if left else ""))
+          told_left = f"; about {_lasted(left)} left" if left else ""
+          print(f"{count} {run.name}: {word}{told_left}", flush=True)
         time.sleep(_POLL_SECONDS)
         interrupt.check()
     except Stopped as stopped:
-      print(f"stopped by {stopped}; {len(active)} runs save")
+      print(f"stopped by {stopped}; waiting for {len(active)} to save", flush=True)
       _end(list(active))
       return failed + len(active) + len(waiting)
   return failed
@@ -82,14 +83,17 @@ def _jobs(asked: int) -> int:
 def _start(run: Run, folder: pathlib.Path, slot: int, jobs: int) -> subprocess.Popen:
   """The run as a process in a group of its own, which the terminal's Ctrl-C does not reach."""
   (folder / "logs").mkdir(exist_ok=True)
-  environ = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), **os.environ}
+  cache = {
+    "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+  }
   with _log(run, folder).open("ab") as log:
     process = subprocess.Popen(
       run.command,
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=subprocess.STDOUT,
-      env=environ,
+      env=cache | os.environ,
       start_new_session=True,
     )
   if jobs > 1:  # long before it starts threads, which inherit this

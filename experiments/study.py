@@ -2,7 +2,7 @@
 
 A study is a file that `launch.py` and `collect.py` read:
 
-  CONFIG = "configs/flamingo_med.py"
+  CONFIG = "configs/flamingo_med.py"  # which may have an argument
   BASELINE = "media_rule=prev_image"  # the tag that the others are compared with
   METRICS = ("binding/4shot/exact_match", "perplexity/loss")  # as results.json names them
   SEEDS = (0, 1, 2)
@@ -219,7 +219,9 @@ def _arguments(config: str, chosen: Mapping[str, str]) -> tuple[str, ...]:
   """What medflax.main is given."""
   words = [f"{name}={text}" for name, text in chosen.items() if not name.startswith(_FIELD)]
   fields = [f"--{name}={text}" for name, text in chosen.items() if name.startswith(_FIELD)]
-  return (f"--config={config}{':' if words else ''}{','.join(words)}", *fields)
+  path, _, arg = config.partition(":")
+  arg = ",".join([*filter(None, [arg]), *words])
+  return (f"--config={path}{':' * bool(arg)}{arg}", *fields)
 
 
 def _resolve(arguments: Sequence[str]) -> ml_collections.ConfigDict:
