@@ -118,10 +118,9 @@ class Answerer:
     alone, batches = [], []
     for members in groups.values():
       shared = _shared([questions[i] for i in members])
-      # Batches of few rows would cost more than what reading once saves; and a masked model reads
-      # a prompt and its answer at once.
+      # Batches of few rows would cost more than what reading once saves.
       few = shared.length < LENGTH_MULTIPLE or 2 * len(members) < self.batch_size
-      if few or self.model.shift == 0:
+      if few or not self.model.shares_prefixes:
         alone += members
       else:
         batches += self._divided(questions, members, shared)

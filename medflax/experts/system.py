@@ -50,23 +50,26 @@ class LanguageModel:
     max_prompt_tokens: what its rows hold beside a response.
   """
 
-  def __init__(self, where: str | pathlib.Path, *, max_new_tokens: int = 64, **chosen: Any):
+  def __init__(
+    self, where: str | pathlib.Path, *, max_new_tokens: int | None = None, **chosen: Any
+  ):
     """Opens it.
 
     Args:
       where, chosen: as of `loading.load_model`.
-      max_new_tokens: of a response.
+      max_new_tokens: of a response; None: an eighth of a row.
 
     Raises:
       UserError: as `loading.load_model`, or if a row has no room for a response.
     """
     loaded = load_model(where, **chosen)
+    size = loaded.config.data.max_tokens
+    length = size // 8 if max_new_tokens is None else max_new_tokens
+    if not 0 < length < size:
+      raise UserError(f"responses of {length} tokens do not go with rows of {size}")
     self.tokenizer = loaded.parts.tokenizer
-    self.max_prompt_tokens = loaded.config.data.max_tokens - max_new_tokens
-    if self.max_prompt_tokens < 1:
-      size = loaded.config.data.max_tokens
-      raise UserError(f"responses of {max_new_tokens} tokens leave no room in rows of {size}")
-    self._decoding = {"max_new_tokens": max_new_tokens}
+    self.max_prompt_tokens = size - length
+    self._decoding = {"max_new_tokens": length}
     # The prompt is whole already, so that the run's own is not put around it.
     self._model = api.Assistant(loaded)
     plain = dict(instruction="", question="{question}", media="")

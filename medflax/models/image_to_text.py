@@ -47,6 +47,8 @@ class ImageToText(VLM, kw_only=True):
     """The encoder's output for every media slot, kinds one after the other by name."""
     features = []
     for kind in sorted(media):
+      if self.tower is None:
+        raise ValueError(f"{kind} media for a model without a tower")
       x = media[kind]
       patches = self.tower(x.reshape(-1, *x.shape[2:]), kind)
       y = self.lm.encode(patches, jnp.ones(patches.shape[:2], bool))

@@ -22,6 +22,7 @@ class MaskedVLM(VLM, kw_only=True):
   mask_id: int
 
   shift: ClassVar[int] = 0
+  shares_prefixes: ClassVar[bool] = False
 
   def hide(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
     tokens = jnp.where(batch["loss_mask"] > 0, self.mask_id, batch["tokens"])

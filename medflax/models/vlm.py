@@ -26,6 +26,7 @@ class VLM(nn.Module):
     connector: visual tokens `[b, m, frames, v, d]` → `[b, m, latents, d]`; None for text alone.
     lm: tokens and media features → logits; holds the fusion.
     shift: logits at a token predict the one so many places further.
+    shares_prefixes: whether prompts can go on from what was read once of their beginning.
   """
 
   tower: nn.Module | None
@@ -33,6 +34,7 @@ class VLM(nn.Module):
   lm: nn.Module
 
   shift: ClassVar[int] = 1
+  shares_prefixes: ClassVar[bool] = True
 
   def __call__(
     self,

@@ -21,7 +21,8 @@ import sys
 from collections.abc import Sequence
 
 from medflax.experts.classifier import SHIPPED, Classifier
-from medflax.experts.registry import Expert, expert
+from medflax.experts.registry import Expert
+from medflax.experts.registry import expert as open_expert
 from medflax.experts.system import LanguageModel, Question, Reply, System
 from medflax.flags import Parser, add_model
 from medflax.utils import UserError, pick, write_atomic
@@ -41,7 +42,7 @@ def experts(specs: Sequence[str]) -> dict[str, Expert]:
     if not given or kind in found:
       reason = "the kind has an expert already" if given else "write KIND=TYPE:WHERE"
       raise UserError(f"--experts {spec}: {reason}")
-    found[kind] = expert(which)
+    found[kind] = open_expert(which)
   return found
 
 
@@ -68,12 +69,15 @@ def _question(where: str, line: str, folder: pathlib.Path) -> Question:
     raise UserError(f"{where}: is no JSON object")
   for field in row:
     pick(FIELDS, field, f"field of {where}:")
-  texts = [row.get("question"), row.get("image", ""), row.get("expert", "")]
+  text, image, expert = (row.get(name, "") for name in ("question", "image", "expert"))
   images = row.get("images", [])
-  if not all(isinstance(x, str) for x in (*texts, *images)) or not isinstance(images, list):
+  listed = isinstance(images, list) and all(
+    isinstance(x, str) for x in (text, image, expert, *images)
+  )
+  if not listed or not text:
     raise UserError(f"{where}: needs a question, and texts for image, images and expert")
-  named = [*filter(None, [texts[1]]), *images]
-  return Question(texts[0], [folder / image for image in named], texts[2])
+  named = [*filter(None, [image]), *images]
+  return Question(text, [folder / name for name in named], expert)
 
 
 def as_row(question: Question, reply: Reply) -> str:
@@ -105,7 +109,9 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument("--classifier", default=SHIPPED, help="of tools.train_classifier")
   parser.add_argument("--from", dest="source", type=pathlib.Path, help="a JSONL of questions")
   parser.add_argument("--to", type=pathlib.Path, help="the JSONL of the answers to --from")
-  parser.add_argument("--max-new-tokens", type=int, default=64, help="of an answer")
+  parser.add_argument(
+    "--max-new-tokens", type=int, help="of an answer; default: an eighth of a row"
+  )
   parser.add_argument("--show-parts", action="store_true", help="tell what the experts said")
   try:
     flags, overrides = parser.parse(argv)

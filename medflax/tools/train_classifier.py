@@ -3,8 +3,8 @@ r"""Trains the classifier that chooses an image's expert.
 python -m medflax.tools.train_classifier --to FILE.safetensors
 python -m medflax.tools.train_classifier --images DIR --tower CLIP_DIR --to FILE.safetensors
 
-Without --images it learns from generated ones: phantoms of radiology, bar charts, and other
-pictures, microscopy among them. DIR has a folder for each kind, named after it. --tower is what
+Without --images it learns from generated ones: phantoms of radiology, charts, and other pictures,
+microscopy among them. DIR has a folder for each kind, named after it. --tower is what
 `medflax.tools.import_weights` made of a CLIP; the shipped tower otherwise.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from medflax.data.documents import IMAGE
 from medflax.data.phantoms import LOOKS
 from medflax.data.phantoms.charts import draw_chart, render_chart
-from medflax.data.phantoms.others import render_other
+from medflax.data.phantoms.others import render_curves, render_other
 from medflax.data.phantoms.questions import ask_modality
 from medflax.data.phantoms.scenes import render
 from medflax.data.readers import read_kind
@@ -54,10 +54,18 @@ def generated(count: int, *, seed: int, split: str) -> dict[str, list[Picture]]:
     scenes = [ask_modality(rng, int(rng.integers(2**31)), IMAGE).scene for _ in range(BATCH)]
     for scene, image in zip(scenes, render(scenes, (1, *size), rng)[:, 0], strict=True):
       stained = LOOKS[scene.look].modality == "microscopy"
-      images[NONE if stained else RADIOLOGY].append(image)
-    images[PLOT] += [render_chart(draw_chart(rng), size, rng) for _ in range(BATCH)]
+      images[NONE if stained else RADIOLOGY].append(exposed(rng, image))
+    half = range(BATCH // 2)
+    images[PLOT] += [render_chart(draw_chart(rng), size, rng) for _ in half]
+    images[PLOT] += [render_curves(rng, size) for _ in half]
     images[NONE] += [render_other(rng, size) for _ in range(BATCH)]
   return images
+
+
+def exposed(rng: np.random.Generator, image: Picture) -> Picture:
+  """The image lighter or darker, and now and then inverted, as films are that others digitised."""
+  image = 255 - image if rng.random() < 0.1 else image
+  return (255 * (image / 255) ** np.exp(rng.uniform(-0.8, 0.8))).astype(np.uint8)
 
 
 def own(folder: pathlib.Path) -> dict[str, list[Picture]]:

@@ -1,4 +1,7 @@
-"""Images that are neither radiology nor a chart: what a classifier of images is to turn away."""
+"""Images that need no questions: what a classifier of images is to tell from phantoms and bars.
+
+Pictures that are neither radiology nor a chart, and charts of lines and of points.
+"""
 
 from collections.abc import Callable
 
@@ -51,6 +54,33 @@ def _colour(rng: np.random.Generator) -> tuple[int, ...]:
 _MAKERS: tuple[Callable[..., Float[np.ndarray, "H W 3"]], ...] = (_waves, _patches, _page)
 
 
+def render_curves(rng: np.random.Generator, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
+  """Draws lines or points between axes, at (H, W) pixels."""
+  height, width = size
+  image = Image.new("RGB", (width, height), (int(rng.integers(240, 256)),) * 3)
+  draw = ImageDraw.Draw(image)
+  font = ImageFont.load_default(size=max(8, round(0.06 * min(size))))
+  left, bottom = round(0.15 * width), round(0.87 * height)
+  draw.line([(left, 4), (left, bottom), (width - 4, bottom)], (40, 40, 40))
+  for i in range(5):
+    share = i / 4
+    y, x = bottom - share * (bottom - 8), left + share * (width - left - 8)
+    draw.text((left - 2, y), str(10 * i), (40, 40, 40), font, anchor="rm")
+    draw.text((x, bottom + 2), str(i), (40, 40, 40), font, anchor="mt")
+  for _ in range(int(rng.integers(1, 4))):
+    count, colour = int(rng.integers(4, 30)), _colour(rng)
+    xs = left + np.sort(rng.random(count)) * (width - left - 6)
+    ys = 6 + (bottom - 10) * np.clip(0.5 + 0.2 * rng.normal(size=count), 0, 1)
+    points = list(zip(xs.tolist(), ys.tolist(), strict=True))
+    if rng.random() < 0.5:
+      draw.line(points, colour, int(rng.integers(1, 4)))
+    else:
+      radius = rng.uniform(1, 3)
+      for x, y in points:
+        draw.ellipse([x - radius, y - radius, x + radius, y + radius], colour)
+  return np.asarray(image)
+
+
 def render_other(rng: np.random.Generator, size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
-  """Draws one of them at (H, W) pixels."""
+  """Draws a picture that is neither radiology nor a chart, at (H, W) pixels."""
   return (np.clip(pick(rng, _MAKERS)(rng, size), 0, 1) * 255).astype(np.uint8)
