@@ -40,7 +40,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def make_executor(flags: argparse.Namespace, name: str, **more: object) -> submitit.AutoExecutor:
   """What jobs of this name are submitted with; `more` are submitit's parameters."""
-  executor = submitit.AutoExecutor(folder=pathlib.Path(flags.output), cluster=flags.cluster)
+  executor = submitit.AutoExecutor(
+    folder=pathlib.Path(flags.output),
+    cluster=flags.cluster,
+    slurm_max_num_timeout=1000,  # by itself submitit gives up after the third time limit
+  )
   processes = max(1, flags.gpus)
   executor.update_parameters(
     name=name,
