@@ -51,7 +51,7 @@ def make(form):
   args, kwargs = arguments(batch([document(form, 0)], LENGTH, left=False))
   init = functools.partial(model.init, method="_predict", **kwargs)
   rng = np.random.default_rng(0)
-  draw = lambda x: jnp.asarray(rng.normal(0, 0.5, x.shape), jnp.float32)
+  draw = lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32)
   params = jax.tree.map(draw, jax.eval_shape(init, jax.random.key(0), *args))["params"]
   if adapter:
     params = jax.tree.map(draw, peft.add(jax.random.key(1), params, {"p": adapter}))
@@ -105,7 +105,7 @@ def batch(rows, length, start=0, left=True):
     if count:
       out["features"][r, :count] = row["features"][skipped:]
       out["media_ordinal"][r, :count] = skipped + 1 + np.arange(count)
-  return jax.tree.map(jnp.asarray, out)
+  return out
 
 
 def arguments(inputs):
@@ -118,9 +118,11 @@ def arguments(inputs):
 
 @functools.cache
 def compiled(function, form, **options):
-  """`function` of the model and its weights, compiled in a hurry."""
-  run = functools.partial(function, *make(form), **options)
-  return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+  """`function` of the model and its weights, compiled in a hurry; its results are NumPy's."""
+  model, params = make(form)  # weights that are arguments are not folded
+  run = functools.partial(function, model, **options)
+  program = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+  return lambda *args, **kwargs: jax.device_get(program(params, *args, **kwargs))
 
 
 def predict(model, params, inputs):
@@ -131,11 +133,16 @@ def predict(model, params, inputs):
 def logits(form, row):
   """Of every token of a row, in one pass without a cache."""
   inputs = batch([row], LENGTH, left=False)
-  return np.asarray(compiled(predict, form)(inputs))[0, : len(row["tokens"])]
+  return compiled(predict, form)(inputs)[0, : len(row["tokens"])]
 
 
 def extend(model, params, *args):
   return model.apply({"params": params}, *args, method="extend")
+
+
+def log_softmax(x):
+  x = x - x.max(axis=-1, keepdims=True)
+  return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
 def close(one, other):
@@ -169,31 +176,31 @@ def test_reading_extending_and_weighing_are_whole_rows(form, shared):
   for row, got in zip(rows, last, strict=True):
     close(got[0], logits(form, row)[-1])
 
-  new = np.random.default_rng(9).integers(1, VOCAB, (3, 4))
+  new = np.random.default_rng(9).integers(1, VOCAB, (3, 4), dtype=np.int32)
   want = [logits(form, followed(row, tokens))[-4:] for row, tokens in zip(rows, new, strict=True)]
   causal = np.tri(4, dtype=bool)[None]
   go_on = compiled(extend, form)
-  close(go_on(jnp.asarray(new), read, causal)[0], want)
+  close(go_on(new, read, causal)[0], want)
   after, steps = read, []
   for i in range(4):
-    out, after = go_on(jnp.asarray(new[:, i : i + 1]), after, causal[:, i : i + 1])
+    out, after = go_on(new[:, i : i + 1], after, causal[:, i : i + 1])
     steps.append(out)
   close(np.concatenate(steps, axis=1), want)
 
   candidates = np.array(
     [[[4, 2, -1], [3, 1, 5]], [[6, -1, -1], [4, 2, 1]], [[1, 1, 1], [2, 3, -1]]]
   )
-  found = np.asarray(compiled(score, form)(last, read, candidates))
+  found = compiled(score, form)(last, read, candidates)
   for r, c in np.ndindex(3, 2):
     tokens = candidates[r, c][candidates[r, c] >= 0]
-    out = jax.nn.log_softmax(logits(form, followed(rows[r], tokens))[-len(tokens) - 1 : -1])
+    out = log_softmax(logits(form, followed(rows[r], tokens))[-len(tokens) - 1 : -1])
     np.testing.assert_allclose(found[r, c], out[np.arange(len(tokens)), tokens].sum(), atol=1e-4)
 
 
 @pytest.mark.parametrize("form", ["MPT, next image", "Gemma, both ways"])
 def test_generation_is_that_of_uncached_passes(form):
   rows, read = prompts(form, True)
-  lengths = np.array([len(row) for row in rows])
+  lengths = np.array([len(row["tokens"]) for row in rows])
   options = dict(stops=stop_at([0]), pad_id=0, prompt_lengths=lengths)
   greedy = np.asarray(Greedy(4).generate(*make(form), *read, **options).tokens)
   beam = Beam(4, num_beams=3, length_penalty=0.0).generate(*make(form), *read, **options)
@@ -211,7 +218,7 @@ def beam_search(form, row):
   for _ in range(4):
     options = []
     for tokens, total in running:
-      out = jax.nn.log_softmax(logits(form, followed(row, tokens))[-1])
+      out = log_softmax(logits(form, followed(row, tokens))[-1])
       options += [((*tokens, t), total + float(x)) for t, x in enumerate(out)]
     options = sorted(options, key=lambda option: -option[1])[:6]
     ended += [option for option in options[:3] if option[0][-1] == 0]
