@@ -43,8 +43,8 @@ def make(
   shots: int | None = None,
   number: int = 0,
   seed: int = 0,
-) -> dict[str, int]:
-  """Writes the page and its key; returns how many questions and answers there are to rate.
+) -> dict[str, Any]:
+  """Writes the page and its key; returns what is on it, and what was left out, by name.
 
   Of several runs of a system and several draws of support the first counts.
 
@@ -62,9 +62,13 @@ def make(
   if taken := [name for name in (PAGE, KEY) if (to / name).exists()]:
     raise UserError(f"{to / taken[0]} is there already; name another folder")
   asked: list[tuple[list[Evaluation], list[Draws]]] = []
-  for name, runs in matched(systems, evals, {}).items():
-    answers = pair(name, list(systems), runs).answers
-    asked += [([rs[0] for rs in runs], answers[key]) for key in _chosen(name, answers, shots)]
+  left_out: dict[str, Any] = {}
+  for name, runs in matched(systems, evals, left_out).items():
+    paired_up = pair(name, list(systems), runs)
+    if any(paired_up.left_out.values()):
+      left_out[f"{name}: answers to questions that not all were asked"] = paired_up.left_out
+    keys = _chosen(name, paired_up.answers, shots)
+    asked += [([rs[0] for rs in runs], paired_up.answers[key]) for key in keys]
   rng = np.random.default_rng(seed)
   drawn = rng.permutation(len(asked))[: number or None]
   questions, key = [], []
@@ -92,6 +96,7 @@ def make(
     "questions": len(questions),
     "answers": sum(len(q["answers"]) for q in questions),
     "questions without a picture": sum(not q["media"] for q in questions),
+    **{f"left out: {what}": count for what, count in left_out.items()},
   }
 
 

@@ -80,6 +80,17 @@ def test_the_page_has_all_answers_and_no_names(runs, tmp_path):
   assert firsts == {(0, 0), (0, 1), (1, 0)}  # the order is drawn for each question
 
 
+def test_questions_that_one_run_alone_was_asked_are_told(runs, tmp_path):
+  samples = runs["beta"][0] / "evals" / "slake" / "7" / "samples.jsonl"
+  samples.write_text("".join(samples.read_text().splitlines(keepends=True)[2:]))
+  told = ratings.make(runs, tmp_path / "to")
+  assert told["questions"] == QUESTIONS - 1
+  left_out = told["left out: slake: answers to questions that not all were asked"]
+  assert left_out == {"alpha": 2, "beta": 0}
+  alone = ratings.make({"alpha": runs["alpha"]}, tmp_path / "alone")
+  assert alone["questions"] == alone["answers"] == QUESTIONS
+
+
 def test_the_same_seed_gives_the_same_files(runs, tmp_path):
   for to in ("a", "b"):
     ratings.make(runs, tmp_path / to, shots=0, number=5, seed=1)
