@@ -1,5 +1,6 @@
 """Experts that were imported read images as their originals prepare them, and write greedily."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,37 +25,36 @@ def deplot(tmp_path_factory):
   return imports.write(tmp_path_factory.mktemp("deplot"), "lm", imports.PIX2STRUCT)
 
 
+def check_greedy(tokens, logits, end):
+  """Each token is the likeliest after those before it, up to the first that ends them."""
+  ends = np.flatnonzero(tokens == end)
+  length = ends[0] + 1 if len(ends) else len(tokens)
+  np.testing.assert_array_equal(jnp.argmax(logits, axis=-1)[:length], tokens[:length])
+
+
 def test_captions_are_the_whole_models_greedy_choices(git):
   expert = GitExpert(git)
   texts = expert(IMAGES)
-  assert len(texts) == 3 and texts == [expert([image])[0] for image in IMAGES]
-  imported, model = expert._git, expert._model
-  media = jnp.asarray(centred(IMAGES[0], (4, 4)))[None, None]
-  tokens = [1]
-  for _ in range(8):  # the model has nine positions
-    logits, _ = model.apply({"params": imported.params}, media, jnp.asarray([tokens]))
-    tokens.append(int(logits[0, -1].argmax()))
-    if tokens[-1] == 2:
-      break
-  assert texts[0] == imported.tokenizer.decode(tokens).strip()
+  assert len(texts) == 3 and texts[2:] == expert(IMAGES[2:])
+  params, media = expert._git.params, jnp.asarray(centred(IMAGES[2], (4, 4)))[None, None]
+  tokens = np.asarray(expert._tokens(params, media))[0]
+  assert len(tokens) == 8  # the model has nine positions, and one is the beginning's
+  row = jnp.asarray([[1, *tokens[:-1]]])
+  logits, _ = jax.jit(expert._model.apply)({"params": params}, media, row)
+  check_greedy(tokens, logits[0, -8:], end=2)
+  assert texts[2] == expert._git.tokenizer.decode(tokens).strip()
 
 
 def test_tables_are_the_whole_models_greedy_choices(deplot):
   expert = DePlotExpert(deplot, header="", max_patches=6, max_new_tokens=5)
   texts = expert(IMAGES)
-  assert texts == [expert([image])[0] for image in IMAGES]
-  imported, model = expert._read, expert._model
-  patches = jnp.asarray(flat_patches(IMAGES[1], 2, 6))[None]
-  tokens = [0]
-  for _ in range(5):
-    logits = model.apply(
-      {"params": imported.params}, patches, patches[..., 0] > 0, jnp.asarray([tokens])
-    )
-    tokens.append(int(jnp.asarray(logits)[0, -1].argmax()))
-    if tokens[-1] == 1:
-      break
-  ends = [tokens.index(2)] if 2 in tokens else []
-  assert texts[1] == as_lines(imported.tokenizer.decode(tokens[: min(ends, default=9)]))
+  assert len(texts) == 3 and texts[1:2] == expert(IMAGES[1:2])
+  params, patches = expert._read.params, jnp.asarray(flat_patches(IMAGES[1], 2, 6))[None]
+  tokens = np.asarray(expert._tokens(params, patches))[0]
+  row = jnp.asarray([[0, *tokens[:-1]]])
+  logits = jax.jit(expert._model.apply)({"params": params}, patches, patches[..., 0] > 0, row)
+  check_greedy(tokens, jnp.asarray(logits)[0], end=2)
+  assert texts[1] == as_lines(expert._read.tokenizer.decode(tokens))
 
 
 def test_the_header_stands_above_the_image():
