@@ -23,6 +23,7 @@ from medflax.models.vision.resnet import ModifiedResNet
 from medflax.models.vision.swin import Swin
 from medflax.models.vision.vit import ViT
 from medflax.models.vlm import VLM, model_inputs
+from medflax.utils import UserError
 
 VISION_TOWERS = {"vit": ViT, "modified_resnet": ModifiedResNet, "swin": Swin, "patches": Patches}
 CONNECTORS = {
@@ -48,12 +49,19 @@ def build_model(config: Mapping[str, Any]) -> VLM:
   """The model of a `config.model`: its parts' `type` picks the class, the rest are its fields.
 
   A tower, a connector and a fusion may be empty or absent: the model is of text alone. `attention`
-  and `one_medium` are fields of the language model.
+  and `one_medium` are fields of the tower and the language model.
 
   Raises:
     KeyError, TypeError: unknown part or field; `medflax.config.validate` says so kindly before.
+    UserError: if the language model does not go with the objective.
   """
   whole: Any = flax.core.freeze({**NOTHING, **config})  # jit hashes models
+  types = (whole["lm"].get("type"), whole["objective"]["type"])
+  if (types[0] == "encoder_decoder") != (types[1] == "image_to_text"):
+    raise UserError(
+      f"config.model.lm.type and config.model.objective.type are {types[0]} and {types[1]}; "
+      "encoder_decoder and image_to_text need each other"
+    )
   common = dict(dtype=jnp.dtype(whole["dtype"]), remat=whole["remat"])
   of_tokens = {name: whole[name] for name in ("attention", "one_medium")}
 
@@ -68,7 +76,7 @@ def build_model(config: Mapping[str, Any]) -> VLM:
   return make(
     OBJECTIVES,
     "objective",
-    tower=make(VISION_TOWERS, "tower", **common),
+    tower=make(VISION_TOWERS, "tower", attention=whole["attention"], **common),
     connector=make(CONNECTORS, "connector", **common),
     lm=make(LANGUAGE_MODELS, "lm", fusion=make(FUSIONS, "fusion"), **of_tokens, **common),
   )

@@ -119,3 +119,9 @@ def test_prompts_share_nothing():
   _, read = model()(None, ones, ones, method="prefill", **options)
   with pytest.raises(UserError, match="reads every prompt by itself"):
     model()(None, ones, ones, prefix=read, method="prefill", **options)
+
+
+@pytest.mark.parametrize("objective", ["next_token", "masked"])
+def test_another_objective_is_refused(objective):
+  with pytest.raises(UserError, match="need each other"):
+    build_model(CONFIG | dict(objective=dict(type=objective)))
