@@ -33,6 +33,9 @@ def write_manifest(root: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> 
   write_atomic(root / "manifest.jsonl", "".join(lines))
 
 
+_WIDTH = 64  # characters of answers in a line; captions take more
+
+
 def answer_table(records: Sequence[Mapping[str, Any]]) -> str:
   """How often each answer occurs, by task and split, with the majority answer's share."""
   counts: dict[tuple[str, str], collections.Counter[str]] = {}
@@ -45,6 +48,8 @@ def answer_table(records: Sequence[Mapping[str, Any]]) -> str:
   ):
     total = answers.total()
     listed = ", ".join(f"{answer} {count}" for answer, count in sorted(answers.items()))
+    if len(listed) > _WIDTH:
+      listed = f"{len(answers):,} different ones"
     share = max(answers.values()) / total
     lines.append(f"{task:12} {split:6} {total:5} {share:8.1%}  {listed}")
   return "\n".join(lines)
