@@ -62,7 +62,6 @@ EXTRAS_REQUIRE = {
     "pytest>=8.3",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",  # .ci/run shares the slow tests between two processes
-    "submitit>=1.5",  # launch/slurm.py, tested without a cluster
     *METRICS,
     *NOTEBOOKS,
   ],
