@@ -79,8 +79,8 @@ def to_html(results: Results) -> str:
   for group, charts in _charts(results).items():
     rows = [row for row in results.rows if row.group == group]
     cells = [(row.metric, *_cells(row)) for row in rows]
-    pictures = "".join(f'<div class="scroll">{chart}</div>' for chart in charts.values())
-    parts.append(section(group, pictures + table(("metric", *_HEAD, *_COST), cells, plain=True)))
+    pictures = f'<div class="pair">{"".join(charts.values())}</div>'
+    parts.append(section(group, pictures + table(("metric", *_HEAD, *_COST), cells)))
   missing = table(("run", "state"), results.missing.items(), plain=True)
   parts.append(section("Missing", missing, "Launch again to go on with these."))
   commands = table(

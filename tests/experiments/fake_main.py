@@ -1,6 +1,7 @@
-"""Stands in for medflax.main: leaves a run's files behind after `FAKE_SECONDS`, without training.
+"""Stands in for medflax.main: leaves a run's files behind, without training.
 
-It takes the lock as a run does, notes every start, and goes on from its last "checkpoint".
+It takes the lock as a run does, notes every start, and goes on from its last "checkpoint". A run
+whose name ends in `FAKE_SLOW` takes minutes.
 """
 
 import json
@@ -13,7 +14,6 @@ import numpy as np
 
 from medflax import config as config_lib
 from medflax import workdir as workdir_lib
-from medflax.checkpoint import FILES
 from medflax.main import parse_flags
 
 NUM_STEPS = 4  # that the fake pretends to make
@@ -32,8 +32,8 @@ def train(argv):
       return 2
     progress = workdir / "progress.txt"
     for step in range(int(progress.read_text()) if progress.exists() else 0, NUM_STEPS):
-      time.sleep(float(os.environ.get("FAKE_SECONDS", "0")) / NUM_STEPS)
       progress.write_text(str(step + 1))
+      time.sleep(60 * workdir.name.endswith(os.environ.get("FAKE_SLOW", "never")))
     finish(workdir, config)
   return 0
 
@@ -56,7 +56,7 @@ def finish(workdir, config, rate=None):
     (folder / "results.json").write_text(json.dumps(results))
   saved = workdir / "checkpoints" / str(last)
   saved.mkdir(parents=True, exist_ok=True)
-  (saved / FILES).write_text("{}")
+  (saved / "files.json").write_text("{}")
   (workdir / "metrics.jsonl").write_text(json.dumps({"step": last, "train/seconds": 90.0}) + "\n")
 
 

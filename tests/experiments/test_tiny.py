@@ -51,7 +51,7 @@ def test_launched_killed_launched_again_and_collected(tmp_path):
   process = script("launch", tmp_path, "--jobs=1")
   wait_for(lambda: steps(runs[0]))
   process.kill()
-  process.wait()
+  process.communicate()
   children = subprocess.run(["pgrep", "-f", f"--workdir={tmp_path}/"], stdout=subprocess.PIPE)
   for pid in map(int, children.stdout.split()):
     os.kill(pid, signal.SIGKILL)
