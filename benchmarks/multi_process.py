@@ -5,8 +5,8 @@ python benchmarks/multi_process.py --workdir DIR -- --config=configs/flamingo_me
 
 All processes are on this machine, one device each. Each number of processes trains from the
 start; then runs made by one number are gone on with by another, from the checkpoint before the
-last. With `--kill I`, process I of the largest number is killed in the middle, and all are started
-again.
+last. With `--kill I J`, process I of the largest number is killed in the middle, all are started
+again, J is killed, and all are started once more. All runs share one cache of compiled programs.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -35,7 +36,11 @@ def free_port() -> int:
 def start(command: list[str], workdir: pathlib.Path, count: int) -> list[subprocess.Popen]:
   """One run as `count` processes; each appends what it says to a file of its own."""
   full = [sys.executable, "-m", "medflax.main", *command, f"--workdir={workdir}"]
-  plain, port = dict(os.environ), free_port()
+  programs = {
+    "JAX_COMPILATION_CACHE_DIR": str(workdir.absolute().parent / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+  plain, port = os.environ | programs, free_port()
   plain.pop("XLA_FLAGS", None)  # may ask for several devices
   processes = []
   for index in range(count):
@@ -58,10 +63,11 @@ def said(workdir: pathlib.Path, index: int) -> pathlib.Path:
 def train(command: list[str], workdir: pathlib.Path, count: int) -> float:
   """Seconds that a whole run takes; a failure ends the benchmark with the run's own words."""
   began = time.monotonic()
-  for index, process in enumerate(start(command, workdir, count)):
-    if process.wait() != 0:
+  statuses = [process.wait() for process in start(command, workdir, count)]
+  for index, status in enumerate(statuses):
+    if status:
       tail = "\n".join(said(workdir, index).read_text().splitlines()[-30:])
-      sys.exit(f"process {index} of {count} failed with status {process.returncode}:\n{tail}")
+      sys.exit(f"process {index} of {count} failed with status {status}:\n{tail}")
   return time.monotonic() - began
 
 
@@ -79,14 +85,20 @@ def steps(workdir: pathlib.Path) -> list[int]:
 
 def kill(command: list[str], workdir: pathlib.Path, count: int, index: int) -> dict:
   """Kills process `index` behind a checkpoint; how and how soon the others end."""
+  log, processes = said(workdir, 0), []
+  before = log.stat().st_size if log.exists() else 0
+
+  def wait_until(happened: Callable[[], bool]) -> None:
+    while not happened():
+      if any(process.poll() is not None for process in processes):
+        statuses = [process.kill() or process.wait() for process in processes]
+        sys.exit(f"ended with {statuses} before one was killed; see {workdir}.*.log")
+      time.sleep(0.01)
+
   processes = start(command, workdir, count)
-  while not steps(workdir):
-    if any(process.poll() is not None for process in processes):
-      sys.exit(f"a process ended before the first checkpoint; see {workdir}.*.log")
-    time.sleep(0.05)
+  wait_until(lambda: b"first step after" in log.read_bytes()[before:] and bool(steps(workdir)))
   seen = len(losses(workdir))
-  while len(losses(workdir)) < seen + 2:
-    time.sleep(0.02)
+  wait_until(lambda: len(losses(workdir)) > seen)
   processes[index].send_signal(signal.SIGKILL)
   began, others = time.monotonic(), [p for i, p in enumerate(processes) if i != index]
   statuses = [process.wait() for process in others]
@@ -113,7 +125,7 @@ def main() -> int:
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="an empty folder")
   parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
-  parser.add_argument("--kill", type=int, help="also kill this process of the most")
+  parser.add_argument("--kill", type=int, nargs="*", default=[], help="processes of the most")
   parser.add_argument("command", nargs="+")
   flags = parser.parse_args()
   flags.workdir.mkdir(parents=True, exist_ok=True)
@@ -140,17 +152,18 @@ def main() -> int:
     tell(f"{before}, then {after}", workdir, train(command, workdir, after))
   good = max(results.values()) <= 1e-5
   summary = {"differences": results}
-  if flags.kill is not None:
+  if flags.kill:
     workdir = flags.workdir / "killed"
-    found = kill(command, workdir, most, flags.kill)
+    for index in flags.kill:
+      found = summary[f"killed {index}"] = kill(command, workdir, most, index)
+      print(f"process {index} of {most} killed after step {found['step']}: the others ended")
+      print(f"within {found['seconds']} s with statuses {found['statuses']}, saying")
+      print("\n".join(f"  {line}" for line in found["said"]), flush=True)
+      good &= all(found["statuses"]) and found["seconds"] < 60
     train(command, workdir, most)
-    found["same_bits"] = same_bits(workdir, runs[most])
-    print(f"process {flags.kill} of {most} killed after step {found['step']}: the others ended")
-    print(f"within {found['seconds']} s with statuses {found['statuses']}, saying")
-    print("\n".join(f"  {line}" for line in found["said"]))
-    print(f"started again, the last checkpoint has the same bits: {found['same_bits']}")
-    good &= found["same_bits"] and all(found["statuses"]) and found["seconds"] < 60
-    summary["killed"] = found
+    summary["same_bits"] = same_bits(workdir, runs[most])
+    print(f"started again, the last checkpoint has the same bits: {summary['same_bits']}")
+    good &= summary["same_bits"]
   print(json.dumps(summary))
   return int(not good)
 

@@ -3,8 +3,8 @@ r"""How soon a run makes its first step, cold and warm, and how long a save hold
 python benchmarks/start_up.py --workdir DIR -- --config=configs/flamingo_med.py \
   --config.train.num_steps=30 --config.checkpoint.every=10 --config.evals='{}'
 
-The cold start compiles; the warm one is a new run with the programs of the first (the persistent
-cache, by default in the workdir).
+The cold start compiles, and is stopped behind its first step; the warm one is the same command
+again, which goes on from there with the programs that the first has left in the workdir.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -19,17 +20,22 @@ import time
 FIRST = re.compile(r"first step after ([0-9.]+) s")
 
 
-def start(command: list[str], workdir: pathlib.Path, cache: pathlib.Path) -> dict[str, float]:
-  """Seconds of a run from the command to its first step, and those of the first step alone."""
+def start(command: list[str], workdir: pathlib.Path, *, stop: bool) -> dict[str, float]:
+  """Seconds of a run from the command to its first step, and those of the first step alone.
+
+  `stop` ends it there.
+  """
   full = [sys.executable, "-m", "medflax.main", *command, f"--workdir={workdir}"]
-  environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache.absolute())}
+  own = {key: x for key, x in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
   began, found, lines = time.monotonic(), {}, []
-  options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+  options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=own)
   with subprocess.Popen(full, **options) as process:
     for line in process.stdout:
       lines.append(line)
       if match := FIRST.search(line):
         found = {"to_first_step": time.monotonic() - began, "first_step": float(match[1])}
+        if stop:
+          process.send_signal(signal.SIGTERM)
   if process.returncode:
     sys.exit("".join(lines[-30:]))
   return found
@@ -58,13 +64,13 @@ def main() -> int:
   parser.add_argument("command", nargs="+")
   flags = parser.parse_args()
   flags.workdir.mkdir(parents=True, exist_ok=True)
-  cache, runs = flags.workdir / "cache", {}
+  workdir, runs = flags.workdir / "run", {}
   print(f"{'start':<8}{'to first step':>15}{'first step':>12}   (seconds)")
-  for name in ("cold", "warm"):
-    runs[name] = start(flags.command, flags.workdir / name, cache)
+  for name, stop in (("cold", True), ("warm", False)):
+    runs[name] = start(flags.command, workdir, stop=stop)
     print(f"{name:<8}{runs[name]['to_first_step']:>15.1f}{runs[name]['first_step']:>12.1f}")
   runs["ratio"] = runs["warm"]["first_step"] / runs["cold"]["first_step"]
-  runs["stall"] = stalls(flags.workdir / "warm")
+  runs["stall"] = stalls(workdir)
   print(f"warm / cold first step: {runs['ratio']:.2f}")
   print(
     f"a step takes {runs['stall']['step']:.3f} s, a save {runs['stall']['save']:.3f} s of the loop"

@@ -26,6 +26,7 @@ from medflax.utils import UserError
 LOST = 3  # exit status of the processes that are left
 _BEAT_SECONDS = 5.0
 _SILENT_SECONDS = 45.0  # without a beat, after which a process counts as lost
+_SUSPECT_SECONDS = 15.0  # the same, once jax has failed here: most likely, because of that
 _REMEDY = "start all processes again with the same command, and the run goes on from its last save"
 _FOLDER = "medflax/beat"
 _PLAIN = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
@@ -104,13 +105,13 @@ class _Peer:
       self.moved = now
     self.count, self.host, self.step, self.word = beat
 
-  def fault(self, now: float, furthest: int, hang_seconds: float) -> str:
+  def fault(self, now: float, furthest: int, hang_seconds: float, silent_seconds: float) -> str:
     """Why the run cannot go on with it, "" if it can."""
     if self.word.startswith("ended"):
       return self.word
     if self.word:  # it is done
       return ""
-    if now - self.beaten > _SILENT_SECONDS:
+    if now - self.beaten > silent_seconds:
       return f"was lost: no sign of life for {now - self.beaten:.0f} s, after step {self.step}"
     if self.step < furthest and now - self.moved > hang_seconds:
       return f"is stuck: {now - self.moved:.0f} s after step {self.step}"
@@ -128,6 +129,7 @@ class Watch:
   def __init__(self, *, hang_seconds: float):
     """`hang_seconds`: how long a process may stay at a step that another is beyond."""
     self._hang_seconds = hang_seconds
+    self._silent_seconds = _SILENT_SECONDS
     self._step, self._word = 0, ""
     self._stop = threading.Event()
     self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -143,7 +145,8 @@ class Watch:
     Returns if none is, so that the error is this process's own.
     """
     if self._several:
-      time.sleep(_SILENT_SECONDS + 2 * _BEAT_SECONDS)
+      self._silent_seconds = _SUSPECT_SECONDS
+      time.sleep(_SUSPECT_SECONDS + 2 * _BEAT_SECONDS)
 
   def __enter__(self) -> "Watch":
     if self._several:
@@ -175,7 +178,7 @@ class Watch:
         peers[i].hear(json.loads(beat), now)
       furthest = max(peer.step for peer in peers.values())
       for i, peer in peers.items():
-        why = peer.fault(now, furthest, self._hang_seconds)
+        why = peer.fault(now, furthest, self._hang_seconds, self._silent_seconds)
         if why:
           self._leave(f"process {i} of {len(peers)} on {peer.host} {why}")
 

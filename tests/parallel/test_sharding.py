@@ -7,7 +7,6 @@ import sys
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -87,83 +86,23 @@ def test_what_an_optimiser_keeps_of_another_rank_is_replicated(mesh):
   assert sharding.state_shardings(box(("embed", "mlp"), (8,)), mesh).spec == P()
 
 
-PROGRAM = """
-import json, pathlib, sys
-import flax.linen as nn, jax, numpy as np
-from medflax.build import build, jit_train_step
-from medflax.checkpoint import Checkpointer
-from medflax.data import DATASETS
-from medflax.data.pipeline import train_iterator
-from medflax.parallel import sharding
-from tests import nano
-
-root, folder, meshes = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), json.loads(sys.argv[3])
-
-def run(name, sizes, start):
-  overrides = {f"mesh__{axis}": str(size) for axis, size in sizes.items()}
-  config = nano.config(root, train__batch_size="8", train__num_steps="20", **overrides)
-  parts = build(config, devices=jax.devices()[: np.prod([1, *sizes.values()])])
-  batches = train_iterator(DATASETS["folder"](config.data, 0), parts.tokenizer, config, seed=0)
-  if start:
-    with Checkpointer(folder / start, keep=2) as checkpoints:
-      _, state, position = checkpoints.restore(parts.state)
-    batches.set_state(position)
-  else:
-    state = parts.create(0)
-  for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(parts.state)):
-    assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
-  losses, split = [], sum(not x.sharding.is_fully_replicated for x in state.trainable.values())
-  with jax.set_mesh(parts.mesh), nn.logical_axis_rules(sharding.RULES):
-    step = jit_train_step(parts)
-    for i in range(10 if start else 0, 20):
-      state, metrics = step(state, parts.put(next(batches)))
-      losses.append(float(metrics["loss"]))
-      if i == 9:
-        with Checkpointer(folder / name, keep=2) as checkpoints:
-          checkpoints.save(10, state, batches.get_state(), {})
-  batches.close()
-  return losses, split
-
-found, before = {}, ""
-for name, sizes in meshes.items():
-  found[name] = run(name, sizes, "")
-for name, sizes in meshes.items():
-  before = before or list(meshes)[-1]
-  found[f"{before}, then {name}"] = run(name, sizes, before)
-  before = name
-print(json.dumps(found))
-"""
-
-MESHES = {
-  "one": {"data": 1},
-  "data": {"data": 8},
-  "fsdp": {"data": 1, "fsdp": 8},
-  "tensor": {"data": 1, "tensor": 8},
-  "sequence": {"data": 1, "sequence": 8},
-  "mixed": {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2},
-  "slices": {"replica": 2, "data": 2, "fsdp": 2},
-}
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_eight_devices_train_as_one_does_however_they_are_arranged(tmp_path):
-  """Twenty steps; and every arrangement goes on from another's checkpoint of step 10."""
+  """benchmarks/meshes.py, with twenty steps of the nano run."""
   images = nano.write_images(tmp_path / "images")
-  flags = "--xla_force_host_platform_device_count=8"
-  cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}  # each is made twice
+  command = nano.command(images, "", train__batch_size="8", train__num_steps="20")[3:-1]
+  script = ROOT / "benchmarks" / "meshes.py"
   done = subprocess.run(
-    [sys.executable, "-c", PROGRAM, images, tmp_path / "checkpoints", json.dumps(MESHES)],
+    [sys.executable, script, f"--workdir={tmp_path / 'runs'}", "--", *command],
     cwd=ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | cache,
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
     capture_output=True,
     text=True,
     check=False,
   )
-  assert done.returncode == 0, done.stderr
+  assert done.returncode == 0, done.stdout + done.stderr
   found = json.loads(done.stdout.splitlines()[-1])
-  assert len(found) == 2 * len(MESHES)
-  losses, split = found["one"]
-  assert split == 0 and found["fsdp"][1] > 10 and found["mixed"][1] > 10
-  for name, (others, _) in found.items():
-    np.testing.assert_allclose(others, losses[-len(others) :], rtol=0, atol=1e-5, err_msg=name)
+  assert max(found["differences"].values()) <= 1e-5 and len(found["differences"]) == 14
+  assert found["split"]["one device"] == 0
+  assert found["split"]["fsdp"] > 10 and found["split"]["mixed"] > 10
