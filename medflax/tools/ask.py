@@ -91,7 +91,8 @@ def told_parts(reply: Reply) -> str:
   """What was made of the images, and the prompt, for a reader."""
   lines = []
   for part in reply.parts:
-    lines.append(f"image   {part.image}: {part.kind or 'not read'}, {part.probability:.3f}")
+    taken = f"{part.kind}, {part.probability:.3f}" if part.kind else "not read"
+    lines.append(f"image   {part.image}: {taken}")
     lines += [f"expert  {line}" for line in part.text.splitlines()]
     if part.shown != part.text:
       lines.append(f"cut to  {len(part.shown)} of {len(part.text)} characters")
