@@ -46,9 +46,9 @@ Pair = tuple[str, dict[str, str]]
 
 def vary(name: str, values: Iterable[Any] | Mapping[str, Any]) -> list[Pair]:
   """One pair for each value; its tag is the last part of the name and the value, or its key."""
-  named = values if isinstance(values, Mapping) else {str(value): value for value in values}
+  named = values.items() if isinstance(values, Mapping) else [(str(v), v) for v in values]
   short = name.rpartition(".")[2]
-  return [(f"{short}={key}", {name: str(value)}) for key, value in named.items()]
+  return [(f"{short}={key}", {name: str(value)}) for key, value in named]
 
 
 def product(*axes: Iterable[Pair]) -> list[Pair]:
