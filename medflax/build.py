@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,9 +25,11 @@ from medflax.models.attention import BY_PLATFORM
 from medflax.models.fusion.inline import Inline
 from medflax.parallel import sharding
 from medflax.parallel.mesh import make_mesh
-from medflax.pretrained import load_weights, merge_weights
 from medflax.train_step import TrainState, create_state, train_step
 from medflax.utils import UserError
+from medflax.weights import open_sources
+
+log = logging.getLogger(__name__)
 
 ONE_IMAGE = {IMAGE: 1}
 LOGIT_BYTES = 2**28
@@ -109,7 +112,7 @@ def build(
   if peft.adapters(boxed.frozen) and not peft.adapters(boxed.trainable):
     raise UserError(
       f"config.peft adds weights that config.trainable = {config.trainable!r} leaves untrained; "
-      r"add |.*/(lora_.*|prefix_.*|prompt) to it"
+      r"add |.*/(lora_.*|prefix_.*|prompt.*) to it"
     )
   shardings = sharding.state_shardings(boxed, mesh)
   made_shardings = sharding.state_shardings(made, mesh)
@@ -160,24 +163,31 @@ def _check_media_tokens(config, model, params, batch) -> None:
 
 
 def _initialised(state: TrainState, config: ml_collections.ConfigDict) -> TrainState:
-  """The state with the pretrained weights of `config.init` in place.
+  """The state with the weights of `config.init` in place; those that it lacks stay as they are.
 
-  The files may know kinds of media that the run has no slots for; the last one that has a weight
+  The sources may know kinds of media that the run has no slots for; the last one that has a weight
   gives it.
   """
-  if not config.init:
-    return state
-  weights = {k: x for path in config.init.split(",") for k, x in load_weights(path).items()}
+  sources = open_sources(config.init)
+  given = {path for source in sources for path in source.shapes}
+  own = {*state.trainable, *state.frozen}
   idle = [k for k in config.model.tower.get("inputs", {}) if not config.data.max_media.get(k)]
   unused = re.compile(rf"tower/[a-z]+_({'|'.join(idle)})(_\d+)?(/.*)?")
-  left = set(weights) - set(state.trainable) - set(state.frozen)
+  left, new = given - own, sorted(own - given)
   if unknown := sorted(path for path in left if not unused.fullmatch(path)):
     raise UserError(
       f"config.init: {config.init!r} has weights that the model lacks: {', '.join(unknown[:3])}; "
       "match config.model or set config.init to ''"
     )
-  parts = {name: getattr(state, name) for name in ("trainable", "frozen", "ema")}
-  return state.replace(**{name: merge_weights(flat, weights) for name, flat in parts.items()})
+  if given:
+    rest = f"; {len(new)} begin anew, such as {new[0]}" if new else ""
+    log.info("init      %d weights from %s%s", len(own) - len(new), config.init, rest)
+  for part in ("trainable", "frozen", "ema"):
+    leaves = getattr(state, part)
+    for source in sources:
+      leaves = source.merge(leaves)
+    state = state.replace(**{part: leaves})
+  return state
 
 
 def loss_chunk(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> int:

@@ -9,6 +9,7 @@ import json
 import logging
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -50,12 +51,17 @@ class Checkpointer:
   """Saves and restores the steps of one run under `directory`; the `keep` newest stay.
 
   Use as a context manager: leaving it waits for the last save.
+
+  Attributes:
+    best: a step that stays besides; the same in every process.
   """
 
   def __init__(self, directory: pathlib.Path, *, keep: int):
     self.directory = pathlib.Path(directory).absolute()
+    self.best: int | None = None
+    self._keep = keep
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+      preservation_policy=self,
       cleanup_tmp_directories=True,  # of a save that was killed
       async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files),
     )
@@ -71,6 +77,11 @@ class Checkpointer:
 
   def __exit__(self, *_) -> None:
     self._manager.close()
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    """Which of the saved steps, oldest first, stay: Orbax's `PreservationPolicy`."""
+    newest = {saved.step for saved in checkpoints[-self._keep :]}
+    return [saved.step in newest | {self.best} for saved in checkpoints]
 
   def latest_step(self) -> int | None:
     """The newest complete step, None without any."""
@@ -131,6 +142,19 @@ class Checkpointer:
         "remove the folder to start from the beginning"
       )
     return None
+
+  def restore_step(self, step: int, abstract: Any) -> Any:
+    """The state of one step; `abstract` as for `restore`.
+
+    Raises:
+      UserError: if it is not there, damaged or of another model.
+    """
+    self.wait()
+    if damage := self._damage(step):
+      raise UserError(f"checkpoint {self.directory / str(step)} is damaged: {damage}")
+    self._check_fits(step, abstract)
+    items = {"state": ocp.args.StandardRestore(abstract)}
+    return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
 
   def _list_files(self) -> None:
     """Writes the list of files into the step that is about to be renamed."""
@@ -195,11 +219,25 @@ def read_state(directory: pathlib.Path, step: int) -> dict[str, np.ndarray]:
   return {_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def saved_names(directory: pathlib.Path, step: int) -> set[str]:
-  """`path/to/leaf` of every array of a saved state, none of which is read."""
+def saved_shapes(directory: pathlib.Path, step: int) -> dict[str, tuple[int, ...]]:
+  """The shapes of a saved state's arrays by `path/to/leaf`; none is read."""
   with ocp.StandardCheckpointer() as handler:
     found = handler.metadata(pathlib.Path(directory).absolute() / str(step) / "state")
-  return {_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(found.item_metadata.tree)}
+  leaves = jax.tree_util.tree_leaves_with_path(found.item_metadata.tree)
+  return {_name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def restore_part(directory: pathlib.Path, step: int, wanted: Any) -> Any:
+  """Some arrays of a saved state, straight into their shards; no others are read.
+
+  Args:
+    wanted: the tree of them, a part of the saved one, of shapes, dtypes and shardings, of which
+      the last two may differ from those saved.
+  """
+  each = ocp.checkpoint_utils.construct_restore_args(wanted)
+  args = ocp.args.PyTreeRestore(item=wanted, restore_args=each, partial_restore=True)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as handler:
+    return handler.restore(pathlib.Path(directory).absolute() / str(step) / "state", args=args)
 
 
 def _leaf_types(tree: Any) -> dict[str, str]:

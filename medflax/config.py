@@ -15,6 +15,7 @@ from typing import Any
 
 import ml_collections
 
+from medflax.selection import SIGNS, evaluator
 from medflax.utils import UserError, nearest, pick
 
 Section = Mapping[str, Any] | ml_collections.ConfigDict
@@ -52,6 +53,7 @@ SCHEMA = {
     "media_mark": str,
     "media_tokens": int,
     "answer_tokens": int,
+    "loss_words": tuple,
     "media_rule": str,
     "num_workers": int,
     "packing_bins": int,
@@ -98,6 +100,7 @@ SCHEMA = {
   },
   "profile": {"steps": tuple},
   "checkpoint": {"every": int, "keep": int, "allow_config_change": bool},
+  "best": {"metric": str, "mode": str, "patience": int},
   "mesh": {"replica": int, "data": int, "fsdp": int, "sequence": int, "tensor": int},
   "evals": Mapping,
 }
@@ -118,7 +121,7 @@ POSITIVE = (
 NOT_NEGATIVE = (
   *("seed", "data.num_workers", "data.media_tokens", "data.answer_tokens"),
   *("train.z_loss", "train.ema", "optimizer.lr", "optimizer.warmup_steps"),
-  *("optimizer.weight_decay", "optimizer.clip_norm", "checkpoint.every"),
+  *("optimizer.weight_decay", "optimizer.clip_norm", "checkpoint.every", "best.patience"),
 )
 
 
@@ -239,6 +242,18 @@ def validate(config: ml_collections.ConfigDict) -> None:
   if not 0 < config.data.temperature < float("inf"):
     raise UserError(f"config.data.temperature must be positive, got {config.data.temperature}")
   _check_parts(config)
+  _check_best(config)
+
+
+def _check_best(config: ml_collections.ConfigDict) -> None:
+  best, evals = config.best, config.evals.to_dict()
+  pick(SIGNS, best.mode, "config.best.mode")
+  if best.patience and not best.metric:
+    raise UserError(f"config.best.patience = {best.patience} needs config.best.metric")
+  if best.metric:
+    name = evaluator(best.metric)
+    if not pick(evals, name, "evaluator of config.best.metric")["every"]:
+      raise UserError(f"config.best.metric is of config.evals.{name}, which needs every > 0")
 
 
 def _check_section(section: Any, schema: Mapping[str, Any], where: str) -> None:

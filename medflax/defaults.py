@@ -48,6 +48,7 @@ def base_config(name: str, variant: str) -> ConfigDict:
     media_mark="<image>",  # stands for a media item in the text; "": nothing does
     media_tokens=0,  # of a media item inline, between the text's tokens; 0: it is not inline
     answer_tokens=0,  # a shorter answer's end is repeated up to these; 0: it is there once
+    loss_words=(),  # pairs (file of terms, one a line; what their tokens count for in the loss)
     media_rule="prev_image",  # or "next_image", "all_prev"
     num_workers=0,
     packing_bins=64,  # rows that are packed together; more waste less
@@ -90,6 +91,11 @@ def base_config(name: str, variant: str) -> ConfigDict:
   )
   config.profile = dict(steps=())  # (first, last): a trace of these is written to the workdir
   config.checkpoint = dict(every=200, keep=2, allow_config_change=False)
+  config.best = dict(  # whose weights stay, and are evaluated when training ends
+    metric="",  # of an evaluator that runs every so many steps: "perplexity/nll"; "": the last step
+    mode="min",  # or "max"
+    patience=0,  # training ends when so many values in a row were no better; 0: after all steps
+  )
   config.mesh = dict(  # of devices; -1: what is left
     replica=1,  # groups that each hold all weights, one a slice or island of fast links
     data=-1,  # the same within a group
@@ -181,20 +187,55 @@ def phantom_fewshot(config: ConfigDict) -> None:
       config.evals[f"{task}_3d"] = dict(config.evals[task], task=f"{task}_3d")
 
 
-def phantom_questions(config: ConfigDict) -> None:
-  """Generated images with one question each, for systems that read no support examples."""
+def phantom_pages(config: ConfigDict) -> None:
+  """Generated images with reports, alone and several in turn: pairs and interleaved pages."""
+  phantom_fewshot(config)
+  kinds = ("report", "report_3d")[: 1 + bool(config.data.max_media.volume)]
+  pages = dict(pages=_entry("report", 1, 4, 1.0))
+  config.data.train = pages | {f"{task}_pairs": _entry(task, 0, 0, 0.5) for task in kinds}
+  asked = dict(type="fewshot_vqa", every=0, split="test", decoding=dict(max_new_tokens=24))
+  config.evals = dict(
+    perplexity=dict(type="perplexity", every=200, task="report", split="val"),
+    report=dict(**asked, task="report", num_shots=(0, 4), num_episodes=128),
+  )
+
+
+def books_and_pairs(config: ConfigDict) -> None:
+  """Textbooks and figures with captions, prepared under one root: Med-Flamingo's MTB and PMC-OA."""
+  root = config.data.get_ref("root")
+  config.data.source = "mixture"
+  config.data.sources = dict(
+    textbooks=dict(source="prepared", root=root + "/textbooks"),
+    pmc_oa_beta=dict(source="prepared", root=root + "/pmc_oa_beta"),
+  )
+  config.data.train = dict(
+    pages=_entry("textbooks/page", 0, 0, 1.0), pairs=_entry("pmc_oa_beta/caption", 0, 0, 1.0)
+  )
+  config.evals = dict(
+    perplexity=dict(
+      type="perplexity", every=100, task="pmc_oa_beta/caption", split="val", num_shots=0
+    )
+  )
+
+
+def phantom_questions(config: ConfigDict, tasks: Sequence[str] = ("finding", "modality")) -> None:
+  """Generated images with one question each, for systems that read no support examples.
+
+  Of volumes the last task alone is asked.
+  """
   config.data.source = "phantom"
-  tasks = {"finding": 1.0, "modality": 0.5}
+  weights = {task: 0.5 if i else 1.0 for i, task in enumerate(tasks)}
   if config.data.max_media.volume:
-    tasks["modality_3d"] = 0.5
-  config.data.train = {task: _entry(task, 0, 0, weight) for task, weight in tasks.items()}
-  perplexity = dict(type="perplexity", every=0, task="finding", split="val", num_shots=0)
+    weights[f"{tasks[-1]}_3d"] = 0.5
+  config.data.train = {task: _entry(task, 0, 0, weight) for task, weight in weights.items()}
+  perplexity = dict(type="perplexity", every=0, task=tasks[0], split="val", num_shots=0)
+  longest = 24 if "report" in tasks else 6
   asked = dict(
-    type="fewshot_vqa", every=0, split="test", num_shots=(0,), decoding=dict(max_new_tokens=6)
+    type="fewshot_vqa", every=0, split="test", num_shots=(0,), decoding=dict(max_new_tokens=longest)
   )
   config.evals = dict(
     perplexity=dict(**perplexity, num_documents=128),
-    **{task: dict(**asked, task=task, num_episodes=128) for task in tasks},
+    **{task: dict(**asked, task=task, num_episodes=128) for task in weights},
   )
 
 
@@ -228,9 +269,21 @@ def prepared(config: ConfigDict, shots: Sequence[int] = (0, 1, 2, 4)) -> None:
   del config.evals.perplexity
 
 
+def keep_best(config: ConfigDict, *, every: int, patience: int = 0) -> None:
+  """Keeps the step of the lowest perplexity of the validation split, measured every so many steps.
+
+  Training ends when it was not the lowest `patience` times in a row.
+  """
+  task = next(entry.task for entry in config.data.train.values())
+  perplexity = dict(type="perplexity", task=task, split="val", num_shots=0)
+  config.evals.perplexity = dict(config.evals.get("perplexity", perplexity), every=every)
+  config.best.update(dict(metric="perplexity/nll", patience=patience))
+
+
 # The data of systems that read no support examples.
 QUESTIONS = {
   "phantom": phantom_questions,
+  "reports": functools.partial(phantom_questions, tasks=("report",)),
   "folder": functools.partial(folder, shots=(0,)),
   "prepared": functools.partial(prepared, shots=(0,)),
 }

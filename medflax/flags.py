@@ -56,4 +56,13 @@ def add_model(parser: Parser, *, workdir: bool = True) -> None:
   if workdir:
     parser.add_argument("model", help="a workdir, or FILE.py[:ARG=VALUE,…]")
   parser.add_argument("--checkpoint", default="", help="the run whose weights a config file gets")
-  parser.add_argument("--step", type=int, help="default: the newest checkpoint")
+  add_step(parser)
+
+
+def add_step(parser: argparse.ArgumentParser) -> None:
+  """`--step`, as `weights.find_step` takes it."""
+  parser.add_argument(
+    "--step",
+    type=lambda text: text if text in ("newest", "best") else int(text),
+    help="of the checkpoint: N, newest or best; default: the best where the run chooses one",
+  )

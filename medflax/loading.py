@@ -16,13 +16,11 @@ import ml_collections
 from medflax import config as config_lib
 from medflax import workdir as workdir_lib
 from medflax.build import Parts, build
-from medflax.checkpoint import Checkpointer, read_state, saved_names
+from medflax.checkpoint import read_state, saved_shapes
 from medflax.parallel import sharding
-from medflax.pretrained import load_weights
 from medflax.train_step import TrainState
 from medflax.utils import UserError
-
-CHECKPOINTS = "checkpoints"
+from medflax.weights import CHECKPOINTS, find_step, open_sources
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +61,7 @@ def load_model(
   where: str | pathlib.Path,
   *,
   checkpoint: str | pathlib.Path = "",
-  step: int | None = None,
+  step: int | str | None = None,
   overrides: Sequence[tuple[str, str]] = (),
 ) -> Loaded:
   """Opens a run, or a config file with the weights it names.
@@ -72,7 +70,7 @@ def load_model(
     where: the workdir of a run, or `FILE.py[:ARG=VALUE,…]`.
     checkpoint: the run, or its `checkpoints`, that a config file's weights are of; "": they are
       those of `config.init`.
-    step: of the checkpoint; None: the newest.
+    step: of the checkpoint, as for `weights.find_step`.
     overrides: of fields of a config file, as of `config.load_config`.
 
   Raises:
@@ -91,7 +89,7 @@ def load_model(
       raise UserError(f"--step {step} is of a checkpoint; give --checkpoint=WORKDIR")
     if not config.init:
       raise UserError(f"{config.name} has no weights: give --checkpoint=WORKDIR or set config.init")
-    names = {path for file in config.init.split(",") for path in load_weights(file)}
+    names = {path for source in open_sources(config.init) for path in source.shapes}
     parts = build(config, _kinds(config, names))
     missing = sorted((parts.state.trainable.keys() | parts.state.frozen.keys()) - names)
     if missing:  # they stay as training would begin with them
@@ -99,7 +97,7 @@ def load_model(
     return Loaded(config, parts, workdir, None, 0)
   checkpoints = folder if folder.name == CHECKPOINTS else folder / CHECKPOINTS
   step = find_step(checkpoints, step)
-  names = {name.partition("/")[2] for name in saved_names(checkpoints, step)}
+  names = {name.partition("/")[2] for name in saved_shapes(checkpoints, step)}
   return Loaded(config, build(config, _kinds(config, names)), workdir, checkpoints, step)
 
 
@@ -118,17 +116,6 @@ def load_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict(with_tuples(json.loads(path.read_text()))).lock()
   config_lib.validate(config)
   return config
-
-
-def find_step(checkpoints: pathlib.Path, step: int | None) -> int:
-  """`step`, or the newest, if there is a complete checkpoint of it."""
-  named = [int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()]
-  complete = sorted(s for s in named if Checkpointer.has_step(checkpoints, s))
-  if step in complete or (step is None and complete):
-    return complete[-1] if step is None else step
-  there = f"there are {', '.join(map(str, complete))}" if complete else "there is none"
-  wanted = "" if step is None else f" of step {step}"
-  raise UserError(f"no complete checkpoint{wanted} in {checkpoints}; {there}")
 
 
 def load_params(checkpoints: pathlib.Path, step: int, abstract: TrainState) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def create_state(
 
 
 def target_weights(batch: Mapping[str, Array], shift: int) -> Float[Array, "b targets"]:
-  """[b, t - shift]: 1 where token i + shift is a target in the document of token i."""
+  """[b, t - shift]: what token i + shift weighs as a target; 0 outside of token i's document."""
   segments = batch["segment_ids"]
   stop = segments.shape[1] - shift
   return batch["loss_mask"][:, shift:] * (segments[:, shift:] == segments[:, :stop])

@@ -6,7 +6,7 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ import jax
 import ml_collections
 
 from medflax import config as config_lib
-from medflax import optim, report, summary
+from medflax import optim, report, selection, summary
 from medflax import workdir as workdir_lib
 from medflax.build import Parts, build, jit_train_step
 from medflax.checkpoint import Checkpointer
@@ -75,7 +75,7 @@ def _train(
   for line in changes:
     log.warning("config changed: %s", line)
   if finished and not changes:
-    log.info("%s has finished its %d steps", workdir, config.train.num_steps)
+    log.info("%s has finished", workdir)
     return _report(workdir)
   dataset = DATASETS[config.data.source](config.data, config.seed)
   parts = build(config, dataset.media_per_sample)
@@ -145,6 +145,7 @@ class Run:
         try:
           with jax.set_mesh(self.parts.mesh), nn.logical_axis_rules(sharding.RULES):
             self._loop(checkpoints, writer)
+            self._evaluate_best(checkpoints, writer)
         except Stopped:
           self._save(checkpoints)
           raise
@@ -167,7 +168,7 @@ class Run:
     config, every = self.config.train, self.config.checkpoint.every
     if self.step:
       self._evaluate(writer)  # what a kill right after the save cut off
-    if self.step == config.num_steps:
+    if self._select(checkpoints) or self.step == config.num_steps:
       return
     utilisation = self._utilisation()
     began, before, first = time.monotonic(), writer.last.get("train/seconds", 0.0), self.step + 1
@@ -211,6 +212,8 @@ class Run:
         self._check_interrupt()
         if self._evaluate(writer):
           window.restart_clock()
+          if self._select(checkpoints):
+            return
 
   @contextlib.contextmanager
   def _batches(self) -> Iterator[prefetch_to_device]:
@@ -269,27 +272,54 @@ class Run:
     if signal := next(filter(None, signals), ""):
       raise Stopped(signal)
 
+  def _select(self, checkpoints: Checkpointer) -> bool:
+    """Keeps the best step up to now; True, with everything saved, where training ends early."""
+    best = self.config.best
+    if not best.metric:
+      return False
+    values = selection.read_values(self.workdir, best.metric)
+    values = processes.gather({step: x for step, x in values.items() if step <= self.step})[0]
+    checkpoints.best = selection.best_step(values, best.mode)
+    last = selection.last_step(values, best.mode, best.patience)
+    if self.step in (checkpoints.best, last):
+      self._save(checkpoints)
+    if last is not None:
+      log.info("%s is no better than at step %d: training ends", best.metric, checkpoints.best)
+    return last is not None
+
   def _evaluate(self, writer: MetricWriter) -> bool:
-    """Runs the evaluators that are due at this step; True if any had to run.
+    """Runs the evaluators that are due at this step; True if there are any."""
+    due = [name for name in self.evaluators if _due(self.config, name, self.step)]
+    self._run(due, self.step, writer)
+    return bool(due)
+
+  def _evaluate_best(self, checkpoints: Checkpointer, writer: MetricWriter) -> None:
+    """Runs the evaluators that wait for the best step, if one is chosen."""
+    step = checkpoints.best
+    if step is None:
+      return
+    log.info("best      step %d by %s", step, self.config.best.metric)
+    if step != self.step:
+      self.state = None  # room for the other
+      self.state = checkpoints.restore_step(step, self.parts.state)
+    self._run([name for name in self.evaluators if not _due(self.config, name, step)], step, writer)
+
+  def _run(self, names: Sequence[str], step: int, writer: MetricWriter) -> None:
+    """Runs evaluators on the state, which is that of `step`.
 
     Results that are there already, of a run that was killed later, are taken over.
     """
-    ran = False
-    for name, evaluator in self.evaluators.items():
-      if not _due(self.config, name, self.step):
-        continue
-      path = workdir_lib.results_path(self.workdir, name, self.step)
+    for name in names:
+      path = workdir_lib.results_path(self.workdir, name, step)
       if not processes.gather(path.exists())[0]:
         # The checkpoint holds this step, so an evaluation may be thrown away half-done. With
         # several processes it may not: the others would wait for this one.
         alone = jax.process_count() == 1
         with self.interrupt.at_once() if alone else contextlib.nullcontext():
-          evaluator.run(self.state.eval_params, self.step)
-        ran = True
+          self.evaluators[name].run(self.state.eval_params, step)
       if jax.process_index() == 0:
         measured = json.loads(path.read_text())["metrics"]
-        writer.write(self.step, {key: value["value"] for key, value in measured.items()})
-    return ran
+        writer.write(step, {key: value["value"] for key, value in measured.items()})
 
 
 def _cache_compilations(workdir: pathlib.Path) -> None:
@@ -302,14 +332,22 @@ def _cache_compilations(workdir: pathlib.Path) -> None:
 
 
 def _due(config: ml_collections.ConfigDict, name: str, step: int) -> bool:
-  every = config.evals[name].every
-  return step == config.train.num_steps or bool(every and step % every == 0)
+  """Whether an evaluator runs at a step; those that only judge the end wait for the best step."""
+  every, metric = config.evals[name].every, config.best.metric
+  last = step == config.train.num_steps and (not metric or name == selection.evaluator(metric))
+  return last or bool(every and step % every == 0)
 
 
 def is_finished(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
-  """Whether the last step is saved and every evaluation of it is there."""
-  last = config.train.num_steps
-  results = (workdir_lib.results_path(workdir, name, last) for name in config.evals)
+  """Whether the last step is saved and every evaluation of it, or of the best one, is there."""
+  last = judged = config.train.num_steps
+  if config.best.metric:
+    values = selection.read_values(workdir, config.best.metric)
+    last = selection.last_step(values, config.best.mode, config.best.patience) or last
+    judged = selection.best_step(values, config.best.mode) or last
+    if last not in values:
+      return False
+  results = (workdir_lib.results_path(workdir, name, judged) for name in config.evals)
   return Checkpointer.has_step(workdir / "checkpoints", last) and all(p.exists() for p in results)
 
 

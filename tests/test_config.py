@@ -96,6 +96,18 @@ def test_bad_overrides(name, text, message):
       "cos",
       "unknown config.optimizer.schedule 'cos'; did you mean 'cosine'?",
     ),
+    ("best.mode", "maximum", "unknown config.best.mode 'maximum'; did you mean 'max'?"),
+    ("best.patience", 2, "config.best.patience = 2 needs config.best.metric"),
+    (
+      "best.metric",
+      "perplexty/nll",
+      "unknown evaluator of config.best.metric 'perplexty'; did you mean 'perplexity'?",
+    ),
+    (
+      "best.metric",
+      "finding/0shot/exact_match",
+      "config.best.metric is of config.evals.finding, which needs every > 0",
+    ),
     (
       "data.train.binding.targets",
       "repeat",

@@ -115,7 +115,7 @@ def test_a_finished_run_is_left_alone(finished, images, capsys):
   before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
   trainer.train(nano.config(images, evals=EVALS), finished, command="")
   out = capsys.readouterr().out
-  assert "has finished its 6 steps" in out and "the table" in out
+  assert "has finished" in out and "the table" in out
   assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
 
 
@@ -140,6 +140,43 @@ def test_another_config_is_shown_and_refused_unless_allowed(finished, images, tm
   assert "config changed: train.log_every: 2 -> 3" in capsys.readouterr().out
   assert json.loads((workdir / "config.json").read_text())["train"]["log_every"] == 3
   assert (workdir / "evals/ppl/6/results.json").stat().st_mtime_ns > before
+
+
+# As more training only lessens it, the first perplexity is the highest, and no later one is better.
+WORST_FIRST = {
+  "evals": "{'ppl': {'type': 'perplexity', 'every': 1, 'task': 'vqa', 'num_shots': 0},"
+  " 'end': {'type': 'perplexity', 'every': 0, 'task': 'vqa', 'num_shots': 0}}",
+  **{"best__metric": "ppl/perplexity", "best__mode": "max", "best__patience": "2"},
+  "checkpoint__keep": "1",
+}
+
+
+def test_a_run_ends_early_keeps_its_best_step_and_judges_it(images, tmp_path, monkeypatch, capsys):
+  config = nano.config(images, **WORST_FIRST)
+  whole = nano.train(config, tmp_path / "whole")
+  assert "ppl/perplexity is no better than at step 1: training ends" in capsys.readouterr().out
+  assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["1", "3"]
+  assert sorted(p.name for p in (whole / "evals/ppl").iterdir()) == ["1", "2", "3"]
+  (judged,) = (whole / "evals/end").iterdir()
+  value = lambda path: next(iter(json.loads(path.read_text())["metrics"].values()))["value"]
+  assert judged.name == "1"
+  assert value(judged / "results.json") == value(whole / "evals/ppl/1/results.json")
+  assert value(judged / "results.json") > value(whole / "evals/ppl/3/results.json")
+
+  trainer.train(config, whole, command="")
+  assert "has finished" in capsys.readouterr().out
+  (judged / "results.json").unlink()
+  trainer.train(config, whole, command="")  # the best step is not the newest: it is read again
+  assert value(judged / "results.json") == value(whole / "evals/ppl/1/results.json")
+
+  train_until(2, config, tmp_path / "killed", signal.SIGTERM, monkeypatch)
+  (tmp_path / "killed/evals/ppl/3").mkdir(parents=True)  # of a run that got further, unsaved
+  results = (whole / "evals/ppl/3/results.json").read_text()
+  (tmp_path / "killed/evals/ppl/3/results.json").write_text(results)
+  trainer.train(config, tmp_path / "killed", command="")
+  for step in (1, 3):
+    assert_same_state(whole, tmp_path / "killed", step)
+  assert (tmp_path / "killed/evals/end/1/results.json").exists()
 
 
 def test_a_foreign_or_locked_folder_is_refused_untouched(images, tmp_path):

@@ -94,6 +94,7 @@ class Document:
     starts: the segments at which its parts begin, which truncation drops whole: the samples of
       an episode. None: a part begins at every run of media.
     bos: whether the tokenizer's `<bos>`, if it has one, comes first.
+    whole: whether all of its text carries loss, though what is not marked so may be cut.
   """
 
   segments: tuple["Segment", ...]
@@ -101,6 +102,7 @@ class Document:
   id: str = ""
   starts: tuple[int, ...] | None = None
   bos: bool = True
+  whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,11 +262,14 @@ def _repeated(episode: Episode) -> list[bool]:
 
 # Which support answers a model is trained to produce, beside the query's: "all" is Flamingo's
 # interleaved objective; "repeated" leaves out those that no earlier example of the episode has
-# shown, for answers that are arbitrary until then, whose loss is noise; "none" leaves the query's.
+# shown, for answers that are arbitrary until then, whose loss is noise; "none" leaves the query's;
+# "whole" adds all other text, as Alpaca-LoRA does ("train on inputs").
+WHOLE = "whole"
 TARGETS: dict[str, Callable[[Episode], list[bool]]] = {
   "all": lambda episode: [True] * len(episode.support),
   "repeated": _repeated,
   "none": lambda episode: [False] * len(episode.support),
+  WHOLE: lambda episode: [True] * len(episode.support),
 }
 
 
@@ -290,5 +295,5 @@ def episode_document(
   segments += prompt.question_segments(episode.query)
   if with_answer:
     segments += prompt.answer_segments(episode.query, loss=True)
-  query = episode.query
-  return Document(tuple(segments), query.source, query.id, tuple(starts), prompt.bos)
+  query, whole = episode.query, with_answer and targets == WHOLE
+  return Document(tuple(segments), query.source, query.id, tuple(starts), prompt.bos, whole)

@@ -70,6 +70,15 @@ class Encoded(TypedDict):
   entry: str
 
 
+# The weight in the loss of every token of a text, by where each ends.
+Weigh = Callable[[str, Sequence[int]], list[float]]
+
+
+def evenly(text: str, ends: Sequence[int]) -> list[float]:
+  """Every token counts as one."""
+  return [1.0] * len(ends)
+
+
 # What a token is to the loss, to the media rule and to truncation.
 _TEXT, _TARGET, _MEDIA, _MARK = range(4)
 
@@ -80,18 +89,22 @@ class _Chunk:
   def __init__(self):
     self.tokens: list[int] = []
     self.roles: list[int] = []
+    self.weights: list[float] = []  # in the loss, of those that carry it
     self.media: list[Media] = []
 
   def add(self, token: int, role: int) -> None:
     self.tokens.append(token)
     self.roles.append(role)
+    self.weights.append(1.0)
 
-  def add_texts(self, texts: Sequence[Text], tokenizer: Tokenizer) -> None:
+  def add_texts(self, texts: Sequence[Text], tokenizer: Tokenizer, weigh: Weigh) -> None:
     """Tokenises neighbouring texts as one string, as a language model's own training did.
 
     A token that straddles two texts belongs to the one it ends in.
     """
-    ids, ends = tokenizer.spans("".join(text.text for text in texts))
+    whole = "".join(text.text for text in texts)
+    ids, ends = tokenizer.spans(whole)
+    self.weights += weigh(whole, ends)
     stops = list(itertools.accumulate(len(text.text) for text in texts))
     roles = [_TARGET if text.loss else _TEXT for text in texts]
     self.tokens += ids
@@ -125,13 +138,17 @@ def _pieces(texts: Iterable[Text]) -> list[list[Text]]:
 
 
 def _chunk(
-  segments: Sequence[Segment], tokenizer: Tokenizer, media_mark: str, media_tokens: int
+  segments: Sequence[Segment],
+  tokenizer: Tokenizer,
+  weigh: Weigh,
+  media_mark: str,
+  media_tokens: int,
 ) -> _Chunk:
   chunk = _Chunk()
   for is_text, run in itertools.groupby(segments, lambda segment: isinstance(segment, Text)):
     if is_text:
       for texts in _pieces(run):
-        chunk.add_texts(texts, tokenizer)
+        chunk.add_texts(texts, tokenizer, weigh)
       continue
     for segment in run:
       if isinstance(segment, Special):
@@ -154,6 +171,7 @@ def encode_document(
   media_mark: str = IMAGE_TOKEN,
   media_tokens: int = 0,
   answer_tokens: int = 0,
+  weigh: Weigh = evenly,
   max_tokens: int | None = None,
   max_media: Mapping[str, int] | None = None,
 ) -> Encoded:
@@ -174,17 +192,20 @@ def encode_document(
     media_tokens: inline tokens of a media item; 0: media are not inline.
     answer_tokens: what ends an answer to be learned is repeated until it has so many, so that
       its length tells a model that fills masks nothing; 0: it stands there once.
+    weigh: what the tokens of targets count for in the loss.
     max_tokens, max_media: the bounds, media by kind; None: unbounded.
 
   Raises:
     UserError: naming the document, if it does not fit even so.
   """
-  head, *chunks = (_chunk(part, tokenizer, media_mark, media_tokens) for part in _parts(document))
+  parts, options = _parts(document), (weigh, media_mark, media_tokens)
+  head, *chunks = (_chunk(part, tokenizer, *options) for part in parts)
   for chunk in chunks:
     chunk.fill_answer(answer_tokens)
   if document.bos and tokenizer.bos_id is not None:
     head.tokens.insert(0, tokenizer.bos_id)
     head.roles.insert(0, _MARK)
+    head.weights.insert(0, 1.0)
 
   total, episodic = len(chunks), document.starts is not None
   while len(chunks) > 1 and (
@@ -200,6 +221,7 @@ def encode_document(
   kept = [head, *chunks]
   tokens = np.array([token for chunk in kept for token in chunk.tokens], np.int32)
   roles = np.array([role for chunk in kept for role in chunk.roles], np.int8)
+  weights = np.array([weight for chunk in kept for weight in chunk.weights], np.float32)
   excess = max(0, _excess_tokens(kept, max_tokens))
   if excess:
     cut = np.flatnonzero((roles == _TEXT) | (not episodic and roles == _TARGET))
@@ -211,7 +233,7 @@ def encode_document(
         f"{_name(document)}: media and answer take {len(tokens) - len(cut)} tokens, more than "
         f"data.max_tokens = {max_tokens}; raise it or shorten the answer"
       )
-    tokens, roles = np.delete(tokens, cut), np.delete(roles, cut)
+    tokens, roles, weights = (np.delete(x, cut) for x in (tokens, roles, weights))
 
   is_media = roles == _MEDIA
   count = np.cumsum(is_media) - 1
@@ -225,7 +247,7 @@ def encode_document(
     media_index, media_first = (np.full(len(tokens), min(n, len(media))) for n in (len(media), 1))
   return Encoded(
     tokens=tokens,
-    loss_mask=(roles == _TARGET).astype(np.float32),
+    loss_mask=np.where(~is_media if document.whole else roles == _TARGET, weights, np.float32(0)),
     media_index=media_index.astype(np.int32),
     media_first=media_first.astype(np.int32),
     soft_index=soft_index.astype(np.int32),

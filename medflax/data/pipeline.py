@@ -36,6 +36,7 @@ from medflax.data.encode import (
   encode_document,
   media_options,
 )
+from medflax.data.loss_words import LossWords
 from medflax.data.mixture import resolve
 from medflax.data.packing import PackedRows
 from medflax.data.tokenizer import Tokenizer
@@ -92,13 +93,15 @@ def row_shape(config: ml_collections.ConfigDict) -> RowShape:
 class Encode:
   """An `Episode`, or a `Document` that is one already, to `Encoded`.
 
-  `targets` names the support answers to learn besides the query's, `entry` the part of the mixture.
+  `weigh` tells what their tokens count for, `targets` names the support answers to learn besides
+  the query's, `entry` the part of the mixture.
   """
 
   tokenizer: Tokenizer
   prompt: Prompt
   media: Mapping[str, Any]  # of `media_options`
   shape: RowShape
+  weigh: LossWords
   targets: str = "all"
   entry: str = ""
 
@@ -109,6 +112,7 @@ class Encode:
       item,
       self.tokenizer,
       **self.media,
+      weigh=self.weigh,
       max_tokens=self.shape.length,
       max_media={kind: slots for kind, (slots, *_) in self.shape.media.items()},
     )
@@ -341,7 +345,8 @@ def train_iterator(
   each = shard_count // process_count
   shards = range(process_index * each, (process_index + 1) * each)
   prompt, shape = Prompt(**config.prompt), row_shape(config.data)
-  encode = Encode(tokenizer, prompt, media_options(config.data), shape)
+  words = LossWords(config.data.loss_words)
+  encode = Encode(tokenizer, prompt, media_options(config.data), shape, words)
   documents = _training_documents(dataset, encode, config.data, seed=seed, shard_count=shard_count)
 
   def read(start: int) -> Iterator[Encoded]:

@@ -24,7 +24,8 @@ import tqdm
 
 from medflax import peft, quantize
 from medflax.checkpoint import read_state
-from medflax.loading import find_step, load_config
+from medflax.flags import add_step
+from medflax.loading import load_config
 from medflax.pretrained import load_weights
 from medflax.pretrained.checkpoint import read_json
 from medflax.pretrained.files import SHARD_BYTES, write_shards
@@ -34,6 +35,7 @@ from medflax.pretrained.peft_files import write_adapter
 from medflax.pretrained.sources import table
 from medflax.tools.import_weights import ORIGIN, TOKENIZER, WEIGHTS
 from medflax.utils import UserError, write_atomic
+from medflax.weights import find_step
 
 CONFIG = "config.json"
 Weights = Mapping[str, LazyTensor]
@@ -41,12 +43,12 @@ Parts = Mapping[str, tuple[Tensor, int | None]]
 
 
 def read_weights(
-  folder: pathlib.Path, step: int | None = None, like: pathlib.Path | None = None
+  folder: pathlib.Path, step: int | str | None = None, like: pathlib.Path | None = None
 ) -> tuple[Weights, pathlib.Path]:
   """The leaves of an import or of a run, and the import whose layout they are to have.
 
   Args:
-    step: of the run's checkpoint; None: the newest. The moving average goes before.
+    step: of the run's checkpoint, as for `weights.find_step`. The moving average goes before.
     like: an import that the run started from; None: the only one.
 
   Raises:
@@ -187,7 +189,7 @@ def main(argv: Sequence[str]) -> int:
   )
   parser.add_argument("folder", type=pathlib.Path, help="an import, or a run's workdir")
   parser.add_argument("--to", type=pathlib.Path, required=True, help="the folder to write")
-  parser.add_argument("--step", type=int, help="of a run; default: its newest checkpoint")
+  add_step(parser)
   parser.add_argument("--like", type=pathlib.Path, help="which of the imports a run started from")
   parser.add_argument("--adapter", action="store_true", help="the adapters alone, as peft's")
   flags = parser.parse_args(argv)

@@ -75,6 +75,7 @@ def make_config(workers=0, batch_size=4, max_tokens=48, shards=-1, **train):
     "media_mark": "<image>",
     "media_tokens": 0,
     "answer_tokens": 0,
+    "loss_words": (),
     "media_rule": "prev_image",
     "num_workers": workers,
     "packing_bins": 6,
