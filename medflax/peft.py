@@ -18,7 +18,8 @@ leaves stand in the attention module, where `models.language.prefix` finds them:
 
 and a prompt's beside the embedding of a decoder, which puts it before the tokens:
 
-    <decoder>/prompt       [length, width]
+    <decoder>/prompt                             [length, width]
+    <decoder>/prompt_kernel_<i>, prompt_bias_<i>  [width, width], [width]; of p-tuning, i < 3
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ from medflax.utils import UserError, pick
 Flat = dict[str, Any]  # by path/to/leaf; arrays, or arrays boxed with their logical axis names
 
 MERGED = r".*/lora_(a|b|scale|dropout)"
-LEAVES = rf"{MERGED}|.*/prefix_(key|value)|.*/prompt"
+LEAVES = rf"{MERGED}|.*/prefix_(key|value)|.*/prompt(_(kernel|bias)_\d)?"
 SETTINGS = r".*/lora_(scale|dropout)"
 
 
@@ -160,7 +161,32 @@ class Prompt(_Learned):
     return out
 
 
-METHODS = {"lora": LoRA, "prefix": Prefix, "prompt": Prompt}
+@dataclasses.dataclass(frozen=True)
+class EncodedPrompt(Prompt):
+  """A prompt that three learned maps make of learned vectors (p-tuning, Liu et al. 2021).
+
+  All of them are as wide as the embedding, as in the peft library.
+  """
+
+  def init(self, key: Array, flat: Flat) -> Flat:
+    """New leaves for the boxed parameters `flat`, maps uniform as PyTorch's.
+
+    Raises:
+      UserError: if the target matches no embedding.
+    """
+    out = super().init(key, flat)
+    for leaf, box in sorted(out.items()):
+      width, name = box.value.shape[-1], box.names[-1]
+      bound = 1 / math.sqrt(width)
+      for i, rng in enumerate(jax.random.split(jax.random.fold_in(key, len(out)), 3)):
+        # One row more than the kernel has: the bias.
+        table = jax.random.uniform(rng, (width + 1, width), minval=-bound, maxval=bound)
+        out[f"{leaf}_kernel_{i}"] = nn.LogicallyPartitioned(table[1:], (None, name))
+        out[f"{leaf}_bias_{i}"] = nn.LogicallyPartitioned(table[0], (name,))
+    return out
+
+
+METHODS = {"lora": LoRA, "prefix": Prefix, "prompt": Prompt, "p_tuning": EncodedPrompt}
 
 
 def _check_regex(target: str) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Shaped
 
+from medflax.models.language.prompt import learned_prompt
 from medflax.pretrained.checkpoint import read_json
 from medflax.pretrained.files import open_checkpoint
 from medflax.pretrained.lazy import LazyTensor
@@ -225,7 +226,10 @@ def _prefix(folder: pathlib.Path, adapters: Flat, base: Mapping) -> Written:
 
 
 def _prompt(_: pathlib.Path, adapters: Flat, __: Mapping) -> Written:
-  [learned] = (leaf for path, leaf in adapters.items() if path.endswith("/prompt"))
+  [path] = (path for path in adapters if path.endswith("/prompt"))
+  module = path.removesuffix("prompt")
+  beside = {name.removeprefix(module): leaf for name, leaf in adapters.items()}
+  learned = np.asarray(learned_prompt(beside))  # of p-tuning, what its maps make of it
   config = {
     "peft_type": "PROMPT_TUNING",
     "num_virtual_tokens": learned.shape[0],

@@ -47,6 +47,22 @@ def test_a_prompt_is_tokens_with_those_embeddings(kind):
   np.testing.assert_allclose(whole(kind, params=spelled)[0], expected, atol=1e-5)
 
 
+def test_p_tuning_computes_the_prompt():
+  """By the peft library's MLP: linear, ReLU, linear, ReLU, linear."""
+  _, params = prompted("learned")
+  boxed = {"lm": {"embedding": nn.LogicallyPartitioned(params["embedding"], ("vocab", "embed"))}}
+  section = dict(type="p_tuning", target="lm/embedding", length=LENGTH)
+  added = nn.unbox(peft.add(jax.random.key(1), boxed, {"p": section}))["lm"]
+  assert len(added) == 8 and len(peft.adapters({f"lm/{k}": x for k, x in added.items()})) == 7
+  assert added["prompt_kernel_2"].shape == (8, 8) and (jnp.abs(added["prompt_bias_1"]) < 0.36).all()
+  x = added["prompt"]
+  for i in range(3):
+    x = np.maximum(x, 0) if i else x
+    x = np.einsum("pe,ef->pf", x, added[f"prompt_kernel_{i}"]) + added[f"prompt_bias_{i}"]
+  expected = whole("learned", params=params | {"prompt": jnp.asarray(x)})[0]
+  np.testing.assert_allclose(whole("learned", params=params | added)[0], expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_decoding_sees_the_prompt(kind):
   decoder, params = prompted(kind)

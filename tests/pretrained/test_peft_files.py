@@ -178,6 +178,16 @@ def test_a_prefix_of_another_model_is_named(tmp_path):
     write(tmp_path / "new", KEYS, first)
 
 
+def test_of_p_tuning_what_its_maps_make(tmp_path):
+  eye = np.eye(6, dtype=np.float32)
+  maps = {f"lm/prompt_kernel_{i}": (i + 1.0) * eye for i in range(3)}
+  maps |= {f"lm/prompt_bias_{i}": np.full(6, -6.0 * i, np.float32) for i in range(3)}
+  learned = np.repeat(np.array([[7.0], [2.0]], np.float32), 6, axis=1)
+  _, tensors = write(tmp_path, {}, maps | {"lm/prompt": learned})
+  # 7 → 14 - 6 = 8 → 24 - 12; 2 → 4 - 6, which ReLU makes 0
+  np.testing.assert_array_equal(tensors["prompt_embeddings"][:, 0], [12.0, -12.0])
+
+
 @pytest.mark.parametrize("kind", ["PROMPT_TUNING", "P_TUNING"])
 def test_a_prompt(tmp_path, kind):
   table = {"lm/embedding": Tensor("wte.weight")}

@@ -29,8 +29,9 @@ from medflax.models.language.layer import (
 )
 from medflax.models.language.positions import alibi, rope_frequencies
 from medflax.models.language.prefix import prefix_length
-from medflax.models.language.prompt import with_prompt
+from medflax.models.language.prompt import learned_prompt, with_prompt
 from medflax.parallel.sharding import constrain, gathered
+
 
 class DecoderGroup(nn.Module):
   """`size` layers, the last with a gated block before it; the unit that is scanned."""
@@ -147,7 +148,7 @@ class Decoder(LayerFields, kw_only=True):
     """
     init = layers.param_init(nn.initializers.normal(0.02), "vocab", "embed")
     table = self.param("embedding", init, (self.vocab_size, self.embed_width or self.width))
-    prompt = self.get_variable("params", "prompt")  # of medflax.peft, or None
+    prompt = learned_prompt(self.variables.get("params", {}))  # of medflax.peft
     both_ways = None
     if soft is not None and isinstance(self.fusion, Inline) and self.fusion.bidirectional:
       both_ways = soft.same_media()

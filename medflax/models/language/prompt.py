@@ -1,7 +1,24 @@
 """Learned vectors before the tokens of every row (Lester et al. 2021, prompt tuning)."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
+
+
+def learned_prompt(leaves: Mapping[str, Any]) -> Float[Array, "p e"] | None:
+  """The vectors that a decoder's leaves hold, None if they hold none.
+
+  They are `prompt`, or what the maps `prompt_kernel_0`, `prompt_bias_0` and so on make of it, with
+  a ReLU between two (p-tuning, Liu et al. 2021; the MLP of the peft library).
+  """
+  x = leaves.get("prompt")
+  for i in range(len(leaves)):
+    if f"prompt_kernel_{i}" in leaves:
+      x = (nn.relu(x) if i else x) @ leaves[f"prompt_kernel_{i}"] + leaves[f"prompt_bias_{i}"]
+  return x
 
 
 def with_prompt(
