@@ -14,6 +14,12 @@ python -m medflax.main --config=configs/flamingo_med.py:lm=gemma3_270m,data=fold
   --config.data.root=DATA --config.tokenizer.path=DIR/tokenizer \
   --config.init=phantom_tower.safetensors,DIR/weights.safetensors
 
+`stage=pretrain` is Med-Flamingo's continued pre-training on interleaved textbooks and on figures
+with captions, which `tools.prepare_data` puts side by side as `textbooks` and `pmc_oa_beta`:
+
+python -m medflax.main --config=configs/flamingo_med.py:variant=9b,stage=pretrain,data=prepared \
+  --config.data.root=DIR --config.init=DIR/weights.safetensors --config.tokenizer.path=DIR/tokenizer
+
 Published, with four examples, CIDEr on COCO / accuracy on VQAv2 (OpenFlamingo's README): 3B
 77.3 / 45.8, 4B 81.8 / 49.0. Med-Flamingo with six (its paper), clinical score / BERTScore / exact
 match: VQA-RAD 5.61 / .650 / .200, PathVQA 1.81 / .678 / .303; Visual USMLE, with four,
@@ -27,9 +33,11 @@ from ml_collections import ConfigDict
 from medflax.config import parse_arg
 from medflax.defaults import (
   base_config,
+  books_and_pairs,
   clip_tower,
   folder,
   phantom_fewshot,
+  phantom_pages,
   phantom_tower,
   prepared,
 )
@@ -37,13 +45,13 @@ from medflax.utils import pick
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-  options = parse_arg(arg, variant="tiny", data="phantom", lm="")
+  options = parse_arg(arg, variant="tiny", stage="fewshot", data="phantom", lm="")
   config = base_config("flamingo_med", options.lm or options.variant)
   if options.lm:
     pick(PRETRAINED, options.lm, "lm")(config)
   else:
     pick(VARIANTS, options.variant, "variant")(config)
-  pick(DATA, options.data, "data")(config)
+  pick(pick(STAGES, options.stage, "stage"), options.data, "data")(config)
   return config
 
 
@@ -140,7 +148,8 @@ def nine_b(config: ConfigDict) -> None:
     type="decoder",
     **dict(vocab_size=32_003, width=4096, depth=32, heads=32, kv_heads=32, mlp_width=11_008),
   )
-  # Published: 8 devices, accumulation 50, 2,700 updates. The rest is OpenFlamingo's.
+  # Published: 8 devices, accumulation 50, 2,700 updates, both kinds of data alike. The rest, and so
+  # the learning rate, is OpenFlamingo's, as is a loss of all tokens; it takes a mean of each kind.
   config.train.update(dict(batch_size=400, num_steps=2700))
   config.optimizer.update(dict(accumulate=50, decay=".*/xattn/.*kernel"))
 
@@ -163,4 +172,7 @@ def gemma3_270m(config: ConfigDict) -> None:
 
 VARIANTS = {"tiny": tiny, "small": small, "3b": three_b, "4b": four_b, "9b": nine_b}
 PRETRAINED = {"gemma3_270m": gemma3_270m}
-DATA = {"phantom": phantom_fewshot, "folder": folder, "prepared": prepared}
+STAGES = {
+  "fewshot": {"phantom": phantom_fewshot, "folder": folder, "prepared": prepared},
+  "pretrain": {"phantom": phantom_pages, "prepared": books_and_pairs},
+}

@@ -7,7 +7,9 @@ python -m medflax.main --config=configs/medvint.py:head=td,variant=full,data=fol
 
 Zhang et al. 2023, "PMC-VQA: Visual Instruction Tuning for Medical Visual Question Answering"
 (arXiv 2305.10415), github.com/xiaoman-zhang/PMC-VQA. `prompt=choice` lists the options, which are
-the keys `Choice A` to `Choice D` of a record, as in PMC-VQA's files.
+the keys `Choice A` to `Choice D` of a record, as in PMC-VQA's files; `prompt=caption` says nothing.
+The stages follow one another, each from the run before, `--config.init=WORKDIR`: `prompt=caption`,
+then PMC-VQA's questions, then `stage=finetune` on VQA-RAD or SLAKE.
 
 Published, PMC-VQA's 2,000 clean test questions (as a citing work has its table): TD 40.3 % of
 choices and 33.6 % of blanks, TE 37.6 % of choices.
@@ -16,16 +18,18 @@ choices and 33.6 % of blanks, TE 37.6 % of choices.
 from ml_collections import ConfigDict
 
 from medflax.config import parse_arg
-from medflax.defaults import QUESTIONS, base_config, phantom_scale, published_scale
+from medflax.defaults import QUESTIONS, base_config, keep_best, phantom_scale, published_scale
 from medflax.utils import pick
 
 # No space before "Choices" and "The", as they have it.
 PROMPTS = {
   "td": {
+    "caption": "",
     "blank": "Question: {question}The Answer is:",
     "choice": "Question: {question}Choices:{Choice A}{Choice B}{Choice C}{Choice D}The Answer is:",
   },
   "te": {
+    "caption": "",
     "blank": "Question: {question}The Answer is:",
     "choice": "Question: {question}The choices are: {Choice A} {Choice B} {Choice C} {Choice D}"
     "The Answer is: ",
@@ -44,7 +48,9 @@ TINY_LLAMA = dict(
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-  options = parse_arg(arg, head="td", prompt="blank", variant="tiny", data="phantom")
+  options = parse_arg(
+    arg, head="td", prompt="blank", stage="instruct", variant="tiny", data="phantom"
+  )
   config = base_config(f"medvint_{options.head}", options.variant)
   config.tokenizer.update(dict(add=("<unk>", "<s>", "</s>"), pad="<unk>"))  # LLaMA has them
   text = pick(pick(PROMPTS, options.head, "head"), options.prompt, "prompt")
@@ -53,7 +59,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
   HEADS[options.head](config)
   pick(VARIANTS[options.head], options.variant, "variant")(config)
   pick(QUESTIONS, options.data, "data")(config)
+  pick(STAGES, options.stage, "stage")(config)
   return config
+
+
+def finetune(config: ConfigDict) -> None:
+  """Their fine-tuning on one data set: a smaller batch, and the best epoch stays."""
+  full, epoch = config.variant == "full", 308  # of SLAKE's 4,919 English questions
+  if full:
+    config.train.update(dict(batch_size=16, num_steps=100 * epoch))
+    config.optimizer.update(dict(warmup_steps=3 * epoch, accumulate=1))
+  keep_best(config, every=epoch if full else 50)
 
 
 def td(config: ConfigDict) -> None:
@@ -140,6 +156,7 @@ def te_tiny(config: ConfigDict) -> None:
 
 
 HEADS = {"td": td, "te": te}
+STAGES = {"instruct": lambda config: None, "finetune": finetune}
 VARIANTS = {
   "td": {"tiny": td_tiny, "full": td_full},
   "te": {"tiny": te_tiny, "full": te_full},

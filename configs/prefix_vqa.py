@@ -6,8 +6,10 @@ python -m medflax.main --config=configs/prefix_vqa.py:lm=gpt2xl,peft=lora,varian
 
 van Sonsbeek et al. 2023, "Open-Ended Medical Visual Question Answering Through Prefix Tuning of
 Language Models" (MICCAI 2023, arXiv 2303.05977), github.com/tjvsonsbeek/open-ended-medical-vqa.
-`lm` is `gpt2xl`, `biomedlm` or `biogpt`; `peft` is `frozen`, `unfrozen`, `lora`, `prefix` or
-`prompt`; `mapper` is the paper's (`paper`), that of its code (`code`) or `transformer`.
+`lm` is `gpt2xl`, `biomedlm` or `biogpt`; `peft` is `frozen`, `unfrozen`, `lora`, `prefix`, `prompt`
+or `p_tuning`; `mapper` is the paper's (`paper`), that of its code (`code`) or `transformer`;
+`preset` is `paper`, or `code` for its learning rate. `variant=adapt` is `tiny`, but freezes what
+`full` does: for the weights of another run, `--config.init=WORKDIR`.
 
 Published, as comparisons in later work have it: SLAKE 84.30 % open, 82.01 % closed; PathVQA 40.00 %
 open, 87.00 % closed. No checkpoint was released.
@@ -18,7 +20,14 @@ import math
 from ml_collections import ConfigDict
 
 from medflax.config import parse_arg
-from medflax.defaults import QUESTIONS, base_config, clip_tower, phantom_scale, published_scale
+from medflax.defaults import (
+  QUESTIONS,
+  base_config,
+  clip_tower,
+  keep_best,
+  phantom_scale,
+  published_scale,
+)
 from medflax.utils import pick
 
 GPT2 = dict(
@@ -71,12 +80,18 @@ PEFT = {
     lambda lm: dict(lm=dict(type="prompt", target="lm/embedding", length=30)),
     "connector/.*|lm/prompt",
   ),
+  "p_tuning": (
+    lambda lm: dict(lm=dict(type="p_tuning", target="lm/embedding", length=30)),
+    "connector/.*|lm/prompt.*",
+  ),
 }
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
   options = parse_arg(
-    arg, lm="gpt2xl", peft="frozen", mapper="paper", variant="tiny", data="phantom"
+    arg,
+    **dict(lm="gpt2xl", peft="frozen", mapper="paper", preset="paper"),
+    **dict(variant="tiny", data="phantom"),
   )
   config = base_config(f"prefix_vqa_{options.lm}_{options.peft}", options.variant)
   end = pick(ENDS, options.lm, "lm")
@@ -97,6 +112,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     num_latents=8, out_width=size["width"]
   )
   pick(QUESTIONS, options.data, "data")(config)
+  pick(PRESETS, options.preset, "preset")(config)
+  if options.variant == "full":
+    keep_best(config, every=EPOCH, patience=3)
   return config
 
 
@@ -107,10 +125,10 @@ def full(config: ConfigDict, lm: str, trainable: str) -> dict[str, int]:
   size = dict(width=768, depth=12, heads=12, mlp_width=3072, projection=512)
   clip_tower(config, (32, 32), **size, output="class")
   config.trainable = trainable
-  # The paper's learning rate and warm-up, with its code's schedule, batch and 30 epochs (of SLAKE's
-  # 4,919 English questions here). The paper stops once the validation loss has risen three times.
+  # The paper's learning rate and warm-up, with its code's schedule, batch and 30 epochs; the paper
+  # ends sooner, once the loss of the validation split has not been lower three times.
   published_scale(config, lr=5e-3, schedule="linear", warmup_steps=600, clip_norm=0.0)
-  config.train.update(dict(batch_size=32, num_steps=4620))
+  config.train.update(dict(batch_size=32, num_steps=30 * EPOCH))
   return SIZES[lm]
 
 
@@ -122,4 +140,18 @@ def tiny(config: ConfigDict, lm: str, trainable: str) -> dict[str, int]:
   return TINY
 
 
-VARIANTS = {"tiny": tiny, "full": full}
+def adapt(config: ConfigDict, lm: str, trainable: str) -> dict[str, int]:
+  """The tiny model, of which the same is trained as of the published ones."""
+  size = tiny(config, lm, trainable)
+  config.trainable = trainable
+  return size
+
+
+def code(config: ConfigDict) -> None:
+  """The code's learning rate."""
+  config.optimizer.lr = 1e-4
+
+
+EPOCH = 154  # steps, of SLAKE's 4,919 English questions
+VARIANTS = {"tiny": tiny, "adapt": adapt, "full": full}
+PRESETS = {"paper": lambda config: None, "code": code}

@@ -7,6 +7,10 @@ python -m medflax.main --config=configs/radfm.py:variant=full,data=folder \
 Wu et al. 2023, "Towards Generalist Foundation Model for Radiology by Leveraging Web-scale 2D&3D
 Medical Data" (arXiv 2308.02463; Nature Communications 2025), github.com/chaoyi-wu/RadFM.
 
+The stages follow one another, each from the run before, `--config.init=WORKDIR`: `pretrain_frozen`,
+`pretrain` and `tune`. The paper's threefold weight of medical terms, which is not in the loss that
+its code returns, needs a file of them: `--config.data.loss_words="(('umls.txt', 3.0),)"`.
+
 Published, Nature Communications 2025 (as a citing work has its table): VQA BLEU 30.88, UMLS
 precision 22.89; reports UMLS precision 18.97, recall 9.32; rationale BLEU 41.89, UMLS precision
 42.95; radiologists give 2.17 of 5 (GPT-4V 1.99, Med-Flamingo 1.21).
@@ -22,7 +26,7 @@ from medflax.utils import pick
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-  options = parse_arg(arg, variant="tiny", data="phantom")
+  options = parse_arg(arg, stage="tune", variant="tiny", data="phantom")
   config = base_config("radfm", options.variant)
   # The first two are ids 32000 and 32001 behind LLaMA's, which has the others.
   config.tokenizer.add = ("<image>", "</image>", "<unk>", "</s>")
@@ -34,7 +38,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.model.fusion = dict(type="inline")
   pick(VARIANTS, options.variant, "variant")(config)
   pick(QUESTIONS, options.data, "data")(config)
+  if options.variant == "full":
+    pick(STAGES, options.stage, "stage")(config)
   return config
+
+
+def pretrain_frozen(config: ConfigDict) -> None:
+  """The first of four epochs of MedMD's 16 M samples: the language model stays as it is."""
+  config.trainable = "(tower|connector)/.*|lm/extra_embedding"
+  config.train.num_steps = 125_000
+
+
+def pretrain(config: ConfigDict) -> None:
+  """The three epochs after it."""
+  config.train.num_steps = 375_000
 
 
 def _tower(config: ConfigDict, patch: tuple, table: tuple, **fields: Any) -> None:
@@ -72,8 +89,7 @@ def full(config: ConfigDict) -> None:
     **dict(heads=40, kv_heads=40, mlp_width=13_824),
   )
   # Published: AdamW, 32 devices, accumulation 4, 4 epochs of RadMD's 3 M pairs. Learning rate,
-  # schedule and warm-up are not; these are usual. The paper's threefold weight of medical terms
-  # is not in the loss that its code returns, and not here.
+  # schedule and warm-up are not; these are usual.
   published_scale(config, lr=2e-5, schedule="cosine", warmup_steps=700, accumulate=4)
   config.train.update(dict(batch_size=128, num_steps=23_400))
 
@@ -101,3 +117,4 @@ def tiny(config: ConfigDict) -> None:
 
 
 VARIANTS = {"tiny": tiny, "full": full}
+STAGES = {"pretrain_frozen": pretrain_frozen, "pretrain": pretrain, "tune": lambda config: None}

@@ -14,7 +14,8 @@ CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 DATA = ("phantom", "folder", "prepared")
 MEDVINT = ("medvint.py:head=td", "medvint.py:head=te")
 PREFIX_LMS = [f"prefix_vqa.py:lm={lm}" for lm in ("gpt2xl", "biomedlm", "biogpt")]
-PREFIX_PEFT = [f"prefix_vqa.py:peft={p}" for p in ("unfrozen", "lora", "prefix", "prompt")]
+PEFT = ("unfrozen", "lora", "prefix", "prompt", "p_tuning")
+PREFIX_PEFT = [f"prefix_vqa.py:peft={p}" for p in PEFT]
 OTHERS = ("radfm.py", "visual_med_alpaca.py", "medgemma.py", "llava_med.py")
 TINIES = (*OTHERS, *MEDVINT, *PREFIX_LMS, *PREFIX_PEFT)
 
@@ -65,6 +66,32 @@ def test_every_system_builds_for_a_folder(spec):
   config = parts(arg(spec, variant="full", data="folder")).config
   assert config.data.train.vqa.num_shots == (0, 0)
   assert config.data.max_media.get("image", 0) == int(spec != "visual_med_alpaca.py")
+
+
+@pytest.mark.parametrize(
+  ("spec", "field", "value"),
+  [
+    ("flamingo_med.py:stage=pretrain", "data.train.pages.num_shots", (1, 4)),
+    (
+      "flamingo_med.py:variant=9b,stage=pretrain,data=prepared",
+      "data.sources.textbooks.root",
+      "DIR/textbooks",
+    ),
+    ("medvint.py:head=td,prompt=caption,data=reports", "prompt.question", "{media}{<s>}"),
+    ("medvint.py:head=te,stage=finetune", "best.metric", "perplexity/nll"),
+    ("medvint.py:stage=finetune,variant=full,data=prepared", "train.num_steps", 30_800),
+    ("prefix_vqa.py:variant=full,data=prepared", "evals.perplexity.every", 154),
+    ("prefix_vqa.py:variant=full,preset=code", "optimizer.lr", 1e-4),
+    ("prefix_vqa.py:variant=adapt,peft=lora", "trainable", "connector/.*|.*/lora_[ab]"),
+    ("radfm.py:data=reports", "data.train.report_3d.weight", 0.5),
+    ("radfm.py:stage=pretrain_frozen,variant=full", "train.num_steps", 125_000),
+    ("visual_med_alpaca.py:preset=code", "data.train.finding.targets", "whole"),
+  ],
+)
+def test_stages_and_presets(spec, field, value):
+  config = config_lib.load_config(f"{CONFIGS}/{spec}", [("data.root", "DIR")])
+  config_lib.validate(config)
+  assert config_lib.flatten(config)[field] == value
 
 
 def test_tiny_is_under_a_million():
