@@ -67,7 +67,7 @@ def test_a_run_with_int8(tmp_path):
   """Logits are near, memory is less, a checkpoint has the same bits."""
 
   def make(dtype):
-    wide = {"model__lm__width": "64", "model__lm__mlp_width": "256", "model__lm__depth": "2"}
+    wide = {"model__lm__width": "64", "model__lm__mlp_width": "256"}
     config = nano.config(tmp_path, trainable="connector/.*", train__frozen_dtype=dtype, **wide)
     parts = build(config, devices=jax.devices()[:1])
     return parts, parts.create(0)
@@ -76,10 +76,11 @@ def test_a_run_with_int8(tmp_path):
   batch = {k: np.zeros(x.shape, x.dtype) for k, x in parts.batch.items()}
   batch["tokens"] = np.random.default_rng(0).integers(0, 1000, batch["tokens"].shape, np.int32)
   batch["segment_ids"][:] = 1
-  args, kwargs = model_inputs(batch)
+  args, kwargs = model_inputs(parts.put(batch))
   apply = jax.jit(lambda p: parts.model.apply({"params": p}, *args, **kwargs))
   near, exact = apply(small.params), apply(whole.params)
-  assert 0 < float(jnp.linalg.norm(near - exact) / jnp.linalg.norm(exact)) < 0.02
+  # Half a percent for each of a dozen products of random weights, independent of each other.
+  assert 0 < float(jnp.linalg.norm(near - exact) / jnp.linalg.norm(exact)) < 0.03
   held = lambda state: sum(x.nbytes for p, x in state.frozen.items() if "/kernel" in p)
   assert held(small) < 0.3 * held(whole)
   expected = jax.tree.map(lambda x: (x.shape, x.dtype), parts.state)

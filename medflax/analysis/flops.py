@@ -82,8 +82,9 @@ def training(model: Any, state: Any, batch: Mapping[str, Any]) -> Counts:
     state: a `TrainState`; what is `trainable` gets gradients.
     batch: of the step, all micro-batches together.
   """
-  if getattr(model.lm, "attention", "xla") != "xla":  # a kernel hides what is differentiated
-    model = model.clone(lm=model.lm.clone(attention="xla"))
+  for name in ("tower", "lm"):  # a kernel hides what is differentiated
+    if getattr(part := getattr(model, name), "attention", "xla") != "xla":
+      model = model.clone(**{name: part.clone(attention="xla")})
 
   def forward(trainable, frozen, batch):
     args, kwargs = model_inputs(model.hide(batch))

@@ -102,13 +102,16 @@ class Module:
   def trips(self, loop: Instruction) -> int:
     """How often the body of a `while` runs; 1 where the program does not say.
 
-    TPU programs say it in the loop's condition alone: the counter, from 0, is below a constant.
+    TPU programs say it in the loop's condition alone: the counter, from 0, is below a constant,
+    where a fusion may compare them.
     """
     if known := _TRIPS.search(loop.text):
       return int(known[1])
     (condition,) = _CONDITION.findall(loop.text)
     body = self.computations[condition]
-    limits = [int(i.operands[0]) for i in body if i.opcode == "constant" and _is_count(i)]
+    fused = [i for one in body for called in one.calls for i in self.computations[called]]
+    counts = (i for i in (*body, *fused) if i.opcode == "constant" and _is_count(i))
+    limits = [int(i.operands[0]) for i in counts]
     return max(limits, default=1)
 
 

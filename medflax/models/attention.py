@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 UNBOUNDED = 2**30  # a window that no row fills
+LONG = 1024  # tokens that all see each other are left to XLA below this: padding costs more
 
 
 class KeysValues(NamedTuple):
@@ -110,24 +111,33 @@ class Seen(NamedTuple):
   """Which keys a query sees. Where `segments` are known, they and what follows say it all.
 
   Attributes:
-    mask: `[b, t, s]`.
+    mask: `[b, t, s]`; None: all of them.
     segments: `[b, t]` of queries and `[b, s]` of keys, which see each other where they are the
       same; those of a query that sees nothing are 0. None: only the mask knows.
     causal: within a segment a query sees only keys up to its own place.
-    windows, window: see `splash_attention`.
+    windows, window, axes: see `splash_attention`.
   """
 
-  mask: Bool[Array, "b t s"]
+  mask: Bool[Array, "b t s"] | None
   segments: tuple[Int[Array, "b t"], Int[Array, "b s"]] | None = None
   causal: bool = False
   windows: Sequence[int] = (UNBOUNDED,)
   window: Int[Array, ""] | None = None
+  axes: tuple[str | None, ...] = ("batch", "length", "act_heads")
+
+
+def everything(t: int, b: int) -> Seen:
+  """What media see of themselves, which are split over all devices one by one."""
+  segments = jnp.ones((b, t), jnp.int32)
+  known = None if t < LONG else (segments, segments)
+  return Seen(None, known, axes=("media", None, None))
 
 
 def _xla(query, key, value, seen: Seen, *, scale, bias=None, softcap=0.0, implementation=None):
   if softcap:
     parts, options = [keys_values(key, value)], dict(scale=scale, bias=bias, softcap=softcap)
-    return attention_over(parts, query, seen.mask, **options)
+    mask = jnp.ones((len(query), query.shape[1], key.shape[1]), bool)
+    return attention_over(parts, query, mask if seen.mask is None else seen.mask, **options)
   options = dict(scale=scale, bias=bias, implementation=implementation)
   return dot_product_attention(query, key, value, seen.mask, **options)
 
@@ -137,7 +147,7 @@ def _splash(query, key, value, seen: Seen, *, scale, bias=None, softcap=0.0, int
     return _xla(query, key, value, seen, scale=scale, bias=bias, softcap=softcap)
   from medflax.models.splash import splash_attention  # a second that others need not wait
 
-  options = dict(causal=seen.causal, windows=seen.windows, window=seen.window)
+  options = dict(causal=seen.causal, windows=seen.windows, window=seen.window, axes=seen.axes)
   options |= dict(scale=scale, softcap=softcap, interpret=interpret)
   out = splash_attention(query, key, value, *seen.segments, **options)
   return jnp.where((seen.segments[0] > 0)[..., None, None], out, 0)

@@ -33,6 +33,7 @@ def splash_attention(
   window: Int[Array, ""] | None = None,
   scale: float | None = None,
   softcap: float = 0.0,
+  axes: tuple[str | None, ...] = ("batch", "length", "act_heads"),
   interpret: bool = False,
 ) -> Float[Array, "b t heads head_dim"]:
   """`attention.dot_product_attention`, where a query sees the keys of its own segment.
@@ -47,6 +48,7 @@ def splash_attention(
     window: which of `windows` it is here; None: the first.
     scale: of the logits; None for head_dim^-0.5.
     softcap: c · tanh(logits / c) bounds the scaled logits; 0 for none.
+    axes: logical names of rows, queries and heads, by which devices split them.
     interpret: runs anywhere, slowly: for tests.
   """
   t, heads = query.shape[1:3]
@@ -55,7 +57,7 @@ def splash_attention(
   shape = (len(query), arrays[0].shape[1], arrays[1].shape[1])
   mesh = jax.sharding.get_abstract_mesh()
   split = (shape[0], shape[1] // LANES, key.shape[2])
-  rows, length, over_heads = activation_spec(split, "batch", "length", "act_heads") or (None,) * 3
+  rows, length, over_heads = activation_spec(split, *axes) or (None,) * 3
   parts = mesh.shape[length] if length else 1
   each = heads // (mesh.shape[over_heads] if over_heads else 1)
   sizes = _block_sizes(shape[1] // parts, shape[2])

@@ -39,7 +39,14 @@ def one_medium():
   return Seen((medium[:, :, None] == latent[:, None]), (medium, latent))
 
 
+def all_of_it():
+  """Two media whose patches all see each other."""
+  ones = jnp.ones((2, T), jnp.int32)
+  return Seen(None, (ones, ones))
+
+
 CASES = {
+  "media themselves": (all_of_it, T, 0.0),
   "packed": (packed, T, 0.0),
   "capped": (packed, T, 2.0),
   "window": (lambda: packed(7, (7, UNBOUNDED)), T, 0.0),
@@ -88,6 +95,16 @@ for sizes in ({"data": 2, "tensor": 2}, {"sequence": 2, "fsdp": 2}):
 def test_splash_on_four_devices_is_splash_on_one():
   fake = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": str(ROOT)}
   subprocess.run([sys.executable, "-c", PROGRAM], env=os.environ | fake, cwd=ROOT, check=True)
+
+
+@pytest.mark.gpu
+def test_cudnn_is_attention():
+  inputs = [x.astype(jnp.bfloat16) for x in arrays(head_dim=64)]
+  outs = [
+    jax.jit(lambda *x, name=name: ATTENTIONS[name](*x, packed(), scale=None))(*inputs[:3])
+    for name in ("cudnn", "xla")
+  ]
+  np.testing.assert_allclose(*(x.astype(jnp.float32) for x in outs), atol=2e-2)
 
 
 def test_what_only_a_mask_tells_is_left_to_xla():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
 from medflax.models import layers
-from medflax.models.attention import dot_product_attention
+from medflax.models.attention import ATTENTIONS, Seen, everything
 from medflax.models.vision.pixels import prepare
 from medflax.models.vision.pooling import ProbePool
 from medflax.models.vision.positions import resize_table, strided_rows
@@ -66,6 +66,7 @@ class ViTBlock(nn.Module):
     qkv_bias: whether queries, keys and values have biases; the rest always does.
     layer_scale: initial value of a learned factor per channel on both branches (Touvron et al.
       2021, CaiT; DINOv2); 0: none.
+    attention: a name in `ATTENTIONS`.
   """
 
   heads: int
@@ -76,6 +77,7 @@ class ViTBlock(nn.Module):
   qkv_bias: bool = True
   norm_eps: float = 1e-5
   layer_scale: float = 0.0
+  attention: str = "xla"
 
   @nn.compact
   def __call__(
@@ -89,7 +91,8 @@ class ViTBlock(nn.Module):
       layers.dense(shape, axes, name=name, use_bias=self.qkv_bias, dtype=self.dtype)(y)
       for name in ("query", "key", "value")
     )
-    y = dot_product_attention(query, key, value, mask)
+    seen = everything(x.shape[1], len(x)) if mask is None else Seen(mask)
+    y = ATTENTIONS[self.attention](query, key, value, seen, scale=None)
     y = layers.dense(
       width, (*axes[1:], axes[0]), name="out", num_inputs=2, use_bias=True, dtype=self.dtype
     )(y)
@@ -153,6 +156,7 @@ class ViT(nn.Module):
       meaning in input pixels. Empty for the published towers.
     mean, std: per-channel statistics taken off inputs in [0, 1].
     remat: a name in `layers.REMAT_POLICIES`.
+    attention: of the blocks, a name in `ATTENTIONS`.
   """
 
   width: int
@@ -179,6 +183,7 @@ class ViT(nn.Module):
   mean: Sequence[float] = (0.5,)
   std: Sequence[float] = (0.5,)
   remat: str = "none"
+  attention: str = "xla"
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -217,6 +222,7 @@ class ViT(nn.Module):
       self.qkv_bias,
       self.norm_eps,
       self.layer_scale,
+      self.attention,
       name="blocks",
     )(x, None)
     return self._head(OUTPUTS[self.output](x, int(self.class_token)))
