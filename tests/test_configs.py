@@ -61,6 +61,13 @@ def test_every_system_builds(spec):
   }
 
 
+@pytest.mark.parametrize(
+  "spec", [f"{f}.py:{a}" for f in ("deplot", "med_git") for a in ("data=folder", "variant=full")]
+)
+def test_experts_build(spec):
+  assert parts(spec).config.data.max_media.image > 0
+
+
 @pytest.mark.parametrize("spec", [*OTHERS, *MEDVINT, PREFIX_LMS[0]])
 def test_every_system_builds_for_a_folder(spec):
   config = parts(arg(spec, variant="full", data="folder")).config
@@ -199,6 +206,7 @@ PUBLISHED = {
     ADAPTERS: 30 * 1024,
   },
   "visual_med_alpaca.py:variant=full": {LM: LLAMA_7B, ADAPTERS: LORA_7B},
+  "deplot.py:variant=full": {".*": 282_285_696},
   "medgemma.py:variant=full": {
     "tower/.*": 416_866_032,
     "connector/.*": 1152 + 1152 * 2560,
