@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
 import pathlib
 import re
@@ -110,10 +109,7 @@ def _kinds(config: ml_collections.ConfigDict, names: Set[str]) -> dict[str, int]
 
 def load_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
   """The config that a run was made with, its lists as the tuples they were."""
-  path = workdir / workdir_lib.CONFIG
-  if not path.exists():
-    raise UserError(f"{workdir} is not a run: it has no {workdir_lib.CONFIG}")
-  config = ml_collections.ConfigDict(with_tuples(json.loads(path.read_text()))).lock()
+  config = ml_collections.ConfigDict(with_tuples(workdir_lib.read_config(workdir))).lock()
   config_lib.validate(config)
   return config
 
