@@ -97,6 +97,7 @@ def build(
     for key, x in row.items()
   }
 
+  @functools.partial(jax.jit, inline=True)  # traced once, for the shapes and for the program
   def init(key: jax.Array) -> TrainState:
     args, kwargs = model_inputs({k: jnp.asarray(x) for k, x in row.items()})
     params = model.init(key, *args, **kwargs)["params"]
@@ -152,9 +153,10 @@ def _check_media_tokens(config, model, params, batch) -> None:
     (media, *_), _ = model_inputs(batch)
     return model.apply({"params": params}, media, method="embed_media")
 
-  features = jax.eval_shape(embed, nn.unbox(params), batch)
-  inline = isinstance(model.lm.fusion, Inline)
-  latents = features.shape[2] if inline and features is not None else 0
+  latents = 0
+  if isinstance(getattr(model.lm, "fusion", None), Inline):
+    features = jax.eval_shape(embed, nn.unbox(params), batch)
+    latents = 0 if features is None else features.shape[2]
   if latents != config.data.media_tokens:
     raise UserError(
       f"config.data.media_tokens = {config.data.media_tokens}, but a media item of "

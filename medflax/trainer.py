@@ -170,11 +170,11 @@ class Run:
       self._evaluate(writer)  # what a kill right after the save cut off
     if self._select(checkpoints) or self.step == config.num_steps:
       return
-    utilisation = self._utilisation()
     began, before, first = time.monotonic(), writer.last.get("train/seconds", 0.0), self.step + 1
     launch = Launcher(
       jit_train_step(self.parts), self.config.profile.steps, self.workdir / "profile"
     )
+    utilisation = None  # takes another trace of the model, for which the first step does not wait
     _, shares = sharding.data_share(self.parts.mesh)
     with (
       launch,
@@ -192,11 +192,13 @@ class Run:
         if self.step == first:
           jax.block_until_ready(metrics)
           log.info("first step after %.1f s, most of it compilation", time.monotonic() - began)
+          utilisation = self._utilisation()
           window.restart_clock()
         last = self.step == config.num_steps
         if self._logs():
           scalars = window.close()
-          if seconds := scalars.get("train/step_seconds"):
+          seconds = scalars.get("train/step_seconds")
+          if seconds and utilisation:
             scalars |= utilisation(seconds) | peak_memory()
           scalars["train/recompilations"] = launch.recompilations
           scalars["train/lr"] = self._learning_rate(scalars["train/bad_steps"])
@@ -277,8 +279,9 @@ class Run:
     best = self.config.best
     if not best.metric:
       return False
-    values = selection.read_values(self.workdir, best.metric)
-    values = processes.gather({step: x for step, x in values.items() if step <= self.step})[0]
+    found = selection.read_values(self.workdir, best.metric)
+    found = processes.gather([pair for pair in found.items() if pair[0] <= self.step])[0]
+    values = dict(found)  # sent as pairs: JSON would make strings of the keys
     checkpoints.best = selection.best_step(values, best.mode)
     last = selection.last_step(values, best.mode, best.patience)
     if self.step in (checkpoints.best, last):
@@ -329,6 +332,7 @@ def _cache_compilations(workdir: pathlib.Path) -> None:
   """
   if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _due(config: ml_collections.ConfigDict, name: str, step: int) -> bool:

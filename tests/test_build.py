@@ -5,6 +5,7 @@ import pytest
 
 from medflax.build import build, jit_train_step, loss_chunk
 from medflax.parallel.mesh import AXES
+from medflax.train_step import create_state
 from tests import nano
 
 
@@ -17,6 +18,15 @@ def test_frozen_weights_may_be_small_while_trained_ones_are_not(tmp_path):
   state = one_device(config).state
   assert {x.dtype for x in state.frozen.values()} == {jnp.dtype(jnp.bfloat16)}
   assert {x.dtype for x in state.trainable.values()} == {jnp.dtype(jnp.float32)}
+
+
+def test_initial_weights_are_traced_once(tmp_path, monkeypatch):
+  """For their shapes and for the program that makes them: tracing is most of a warm start."""
+  traced = []
+  note = lambda *args, **kwargs: traced.append(1) or create_state(*args, **kwargs)
+  monkeypatch.setattr("medflax.build.create_state", note)
+  one_device(nano.config(tmp_path)).create(0)
+  assert len(traced) == 1
 
 
 def test_adafactor_has_a_sharded_state(tmp_path):
