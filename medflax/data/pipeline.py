@@ -10,6 +10,7 @@ states depend on which process reads a shard, or with how many workers.
 
 import dataclasses
 import json
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -118,6 +119,11 @@ class Encode:
     )
     encoded["entry"] = self.entry
     return encoded
+
+
+def _leave_interrupts(index: int, count: int) -> None:
+  """Leaves Ctrl-C, which a terminal sends to workers as well, to the process that closes them."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _to_arrays(chunk: Sequence[Encoded]) -> list[dict[str, Any]]:
@@ -358,7 +364,8 @@ def train_iterator(
     stream = grain.experimental.WithOptionsIterDataset(
       stream, grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
     )
-    stream = stream.mp_prefetch(grain.MultiprocessingOptions(config.data.num_workers))
+    workers = grain.MultiprocessingOptions(config.data.num_workers)
+    stream = stream.mp_prefetch(workers, worker_init_fn=_leave_interrupts)
     return _each(iter(stream.map(_from_arrays)))
 
   packed = PackedRows(read, shards, shape, config.data.packing_bins, seed)

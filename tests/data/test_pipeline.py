@@ -2,6 +2,9 @@ import collections
 import collections.abc
 import dataclasses
 import itertools
+import multiprocessing
+import os
+import signal
 import threading
 import time
 import types
@@ -185,7 +188,11 @@ def test_worker_processes_give_the_same_batches_and_resume(iterate):
   assert_same(head, take(alone, 4))
   state = iterator.get_state()
   assert state == alone.get_state()
+  workers = multiprocessing.active_children()
+  for worker in workers:
+    os.kill(worker.pid, signal.SIGINT)  # as a terminal's Ctrl-C does, which is not for them
   rest = take(iterator, 5)
+  assert len(workers) >= 2 and all(worker.is_alive() for worker in workers)
   for workers in (0, 1, 2):
     resumed = iterate(make_config(workers=workers, shards=2))
     resumed.set_state(state)
