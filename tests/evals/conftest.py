@@ -32,6 +32,7 @@ class Oracle(nn.Module):
   """
 
   shift: ClassVar[int] = 1
+  shares_prefixes: ClassVar[bool] = True
   hide = staticmethod(lambda batch: batch)
 
   def setup(self):
