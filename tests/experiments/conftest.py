@@ -1,3 +1,4 @@
+import contextlib
 import pathlib
 import sys
 
@@ -38,3 +39,13 @@ def fake_runs(monkeypatch):
   """Runs are made by fake_main.py."""
   monkeypatch.setattr(study_lib, "MAIN", FAKE)
   monkeypatch.setenv("PYTHONPATH", str(pathlib.Path(study_lib.__file__).parents[1]))
+
+
+def pids_in(folder):
+  """Processes that were given a workdir in it."""
+  found = []
+  for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    with contextlib.suppress(OSError):  # it has ended
+      if f"\0--workdir={folder}/" in path.read_text():
+        found.append(int(path.parent.name))
+  return found

@@ -18,7 +18,7 @@ import yaml
 from experiments import clusters, launch
 from experiments.study import FINISHED, RUNNING, UNFINISHED, load
 from medflax.workdir import locked, opened
-from tests.experiments.conftest import FAKE
+from tests.experiments.conftest import FAKE, pids_in
 
 LAUNCH = (
   "import sys; from experiments import launch, study; "
@@ -130,16 +130,6 @@ def wait_for(condition):
       return
     time.sleep(0.1)
   pytest.fail("nothing happened for a minute")
-
-
-def pids_in(folder):
-  """Processes that were given a workdir in it."""
-  found = []
-  for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-    with contextlib.suppress(OSError):  # it has ended
-      if f"\0--workdir={folder}/" in path.read_text():
-        found.append(int(path.parent.name))
-  return found
 
 
 @pytest.mark.usefixtures("fake_runs")
