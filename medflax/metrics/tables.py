@@ -53,8 +53,8 @@ def rms_f1(prediction: str, reference: str) -> float:
   much as its values are, numbers by relative distance, other values by edit distance.
   """
   ours, theirs = _entries(prediction), _entries(reference)
-  if not ours or not theirs:
-    return float(len(ours) == len(theirs))
+  if not ours or not theirs:  # headers at most, or no table at all
+    return float(parse_table(prediction) == parse_table(reference))
   heads = np.array([[_alike(p, t) for t, _ in theirs] for p, _ in ours])
   rows, columns = linear_sum_assignment(-heads)
   matched = zip(rows.tolist(), columns.tolist(), strict=True)

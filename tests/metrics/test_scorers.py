@@ -21,6 +21,7 @@ TOP = {"cider": 10} | dict.fromkeys(("sacrebleu", "sacrebleu_lowercase", "chrf")
 OF_NOTHING = {
   *("exact_match", "token_precision", "token_recall", "token_f1", "coco_rougeL", "accuracy"),
   *("label_f1", "macro_f1", "micro_f1", "vqa_accuracy", "vqa_med_accuracy", "vqa_med_bleu"),
+  *("rms_f1", "table_cells"),
 }
 # They read answers by the choices, and score the first choice below 1 at times.
 BY_CHOICES = {name for name, metric in METRICS.items() if metric.with_choices}
