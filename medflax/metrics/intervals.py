@@ -269,4 +269,4 @@ def _wilson(mean: float, quantile: float, count: float) -> Interval:
   a = quantile**2 / count
   centre = (mean + a / 2) / (1 + a)
   half = (a * mean * (1 - mean) + a * a / 4) ** 0.5 / (1 + a)
-  return max(0.0, centre - half), min(1.0, centre + half)
+  return max(0.0, min(centre - half, mean)), min(1.0, max(centre + half, mean))  # as rounded

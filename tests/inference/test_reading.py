@@ -105,7 +105,7 @@ def batch(rows, length, start=0, left=True):
     if count:
       out["features"][r, :count] = row["features"][skipped:]
       out["media_ordinal"][r, :count] = skipped + 1 + np.arange(count)
-  return out
+  return jax.tree.map(jnp.asarray, out)
 
 
 def arguments(inputs):

@@ -5,10 +5,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
-def learned_prompt(leaves: Mapping[str, Any]) -> Float[Array, "p e"] | None:
+def learned_prompt(leaves: Mapping[str, Any]) -> Float[Array | np.ndarray, "p e"] | None:
   """The vectors that a decoder's leaves hold, None if they hold none.
 
   They are `prompt`, or what the maps `prompt_kernel_0`, `prompt_bias_0` and so on make of it, with
