@@ -100,15 +100,21 @@ def kill(command: list[str], workdir: pathlib.Path, count: int, index: int) -> d
   seen = len(losses(workdir))
   wait_until(lambda: len(losses(workdir)) > seen)
   processes[index].send_signal(signal.SIGKILL)
-  began, others = time.monotonic(), [p for i, p in enumerate(processes) if i != index]
-  statuses = [process.wait() for process in others]
-  seconds = time.monotonic() - began
-  lines = [said(workdir, i).read_text().splitlines() for i in range(count) if i != index]
+  began = time.monotonic()
+  statuses = [process.wait() for process in processes]
+  del statuses[index]
+  said_last = lambda i: said(workdir, i).read_text().splitlines()[-1]
+  while True:  # of a process that jax itself ends, what was lost is told a moment later
+    lines = [said_last(i) for i in range(count) if i != index]
+    seconds = time.monotonic() - began
+    if all(line.startswith("error: ") for line in lines) or seconds > 60:
+      break
+    time.sleep(0.1)
   return {
     "seconds": round(seconds, 1),
     "statuses": statuses,
     "step": len(losses(workdir)),
-    "said": [line[-1] for line in lines],
+    "said": lines,
   }
 
 
