@@ -9,6 +9,8 @@ All of them run in one fresh folder, one after the other: what 01 has trained, 0
 """
 
 import argparse
+import base64
+import io
 import os
 import pathlib
 import re
@@ -17,10 +19,12 @@ import tempfile
 from collections.abc import Sequence
 
 import nbformat
+import PIL.Image
 from nbclient import NotebookClient
 
 COLAB = pathlib.Path(__file__).resolve().parent
 FAST = "medflax_fast"
+PNG = "image/png"
 TIMEOUT = 1800  # seconds, of a cell
 
 
@@ -62,21 +66,35 @@ def environment(folder: pathlib.Path) -> dict[str, str]:
 
 
 def tidied(notebook: nbformat.NotebookNode, folder: pathlib.Path) -> nbformat.NotebookNode:
-  """Without what depends on machine and day, so that a difference is one of what is shown."""
+  """Without what depends on machine and day, and without progress bars, which go to stderr."""
   metadata = {name: x for name, x in notebook.metadata.items() if name == FAST}
   metadata["kernelspec"] = dict(name="python3", display_name="Python 3", language="python")
   notebook.metadata = nbformat.from_dict(metadata)
   for cell in notebook.cells:
     tags = cell.metadata.get("tags")
     cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+    if "outputs" in cell:
+      cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     for output in cell.get("outputs", ()):
       if "text" in output:
         output.text = re.sub(f"({re.escape(str(folder))}|{COLAB.parent})/?", "", output.text)
+      if PNG in output.get("data", ()):
+        output.data[PNG] = smaller(output.data[PNG])
       if "execution_count" in output:
         output.execution_count = None
     if "execution_count" in cell:
       cell.execution_count = None
   return notebook
+
+
+def smaller(png: str) -> str:
+  """A PNG in base64 with 256 colours, which takes a third of the room."""
+  image = PIL.Image.open(io.BytesIO(base64.b64decode(png)))
+  if image.mode == "P":
+    return png
+  file = io.BytesIO()
+  image.convert("RGB").quantize().save(file, "PNG", optimize=True)
+  return base64.b64encode(file.getvalue()).decode()
 
 
 def main(argv: Sequence[str]) -> None:
