@@ -4,7 +4,7 @@ A study is a file that `launch.py` and `collect.py` read:
 
   CONFIG = "configs/flamingo_med.py"  # which may have an argument
   BASELINE = "media_rule=prev_image"  # the tag that the others are compared with
-  METRICS = ("binding/4shot/exact_match", "perplexity/loss")  # as results.json names them
+  METRICS = ("binding/4shot/exact_match", "perplexity/nll")  # as results.json names them
   SEEDS = (0, 1, 2)
 
   def runs():

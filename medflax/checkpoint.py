@@ -211,10 +211,15 @@ class Checkpointer:
 
 
 def read_state(directory: pathlib.Path, step: int) -> dict[str, np.ndarray]:
-  """All arrays of a saved state by `path/to/leaf`, on the host, without knowing the model."""
-  handler = ocp.StandardCheckpointer()
-  with handler:
-    tree = handler.restore(pathlib.Path(directory).absolute() / str(step) / "state")
+  """All arrays of a saved state by `path/to/leaf`, on the host, without knowing the model.
+
+  By however many processes and devices it was saved.
+  """
+  folder = pathlib.Path(directory).absolute() / str(step) / "state"
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as handler:
+    saved = handler.metadata(folder).item_metadata.tree
+    each = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+    tree = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=each))
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {_name(path): np.asarray(leaf) for path, leaf in leaves}
 

@@ -4,7 +4,7 @@ from experiments.study import product, vary
 
 CONFIG = "configs/prefix_vqa.py"
 BASELINE = "peft=frozen"
-METRICS = ("finding/0shot/exact_match", "perplexity/loss")
+METRICS = ("finding/0shot/exact_match", "perplexity/nll")
 FEW = {
   "config.train.num_steps": "6",
   "config.train.batch_size": "4",

@@ -74,7 +74,7 @@ def pretrain(
 ) -> dict[str, np.ndarray]:
   """Trains and returns the flat weights of tower and connector, in float16."""
   dataset = DATASETS["phantom"](config.data, config.seed)
-  model = build_model(config.model.to_dict())
+  model = build_model(config.model.to_dict() | {"attention": "xla"})
   probe = nn.Dense(sum(len(names) for names in ATTRIBUTES.values()))
 
   unit = lambda x: x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-3)
