@@ -69,6 +69,7 @@ def test_the_head_gets_the_rows_of_the_trained_embeddings(rows):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("variant", ["llama", "llama_openclip", "llama_v002", "mpt"])
 def test_parity_with_openflamingo(golden_folder, variant):
   script = pathlib.Path(__file__).parents[1] / "parity.py"
