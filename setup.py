@@ -61,7 +61,7 @@ EXTRAS_REQUIRE = {
     "pyarrow>=18",  # likewise
     "pytest>=8.3",
     "pytest-timeout>=2.3",
-    "pytest-xdist>=3.6",  # .ci/run shares the slow tests between two processes
+    "pytest-xdist>=3.6",  # .ci/run shares the tests between two processes
     *METRICS,
     *NOTEBOOKS,
   ],
