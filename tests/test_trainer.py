@@ -55,7 +55,7 @@ def train_until(step, config, workdir, number, monkeypatch):
     take(self, metrics)
     add.steps += 1
     if add.steps == step:
-      os.kill(os.getpid(), number)
+      signal.raise_signal(number)  # at once, and to this thread
 
   add.steps = 0
   monkeypatch.setattr(trainer.Window, "add", add)

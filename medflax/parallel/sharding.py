@@ -99,7 +99,9 @@ def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "...
   return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
 
 
-def gathered(weight: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "..."]:
+def gathered(
+  weight: Shaped[Array | np.ndarray, "..."], *names: str | None
+) -> Shaped[Array | np.ndarray, "..."]:
   """A weight as a product wants it: whole along `fsdp`, over which it is stored in parts.
 
   Left to itself, the partitioner splits products by what they sum over instead, and sends the sums

@@ -55,13 +55,15 @@ def measure(config: ml_collections.ConfigDict, limit: int) -> dict[str, dict[str
   out = {}
   for name, entry in config.data.train.items():
     episodes = dataset.episodes(entry.task, "train", 0)
-    rows = [
-      _lengths(episodes[i], prompt, tokenizer, media_options(config.data))
-      for i in range(min(limit, len(episodes)))
-    ]
+    rows: dict[str, list[int]] = {}  # training asks a question many times
+    for episode in (episodes[i] for i in range(min(limit, len(episodes)))):
+      if episode.query.id in rows:
+        break
+      lengths = _lengths(episode, prompt, tokenizer, media_options(config.data))
+      rows[episode.query.id] = lengths
     if not rows:
       raise UserError(f"config.data.train.{name} has no questions to measure")
-    table = np.array(rows)
+    table = np.array([*rows.values()])
     out[name] = {
       part: Lengths(float(x.mean()), float(x.std()), int(x.max()), len(x))
       for part, x in zip((QUESTION, ANSWER, REST), table.T, strict=True)
