@@ -23,7 +23,6 @@ import re
 import runpy
 import shlex
 import sys
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +32,7 @@ from medflax import config as config_lib
 from medflax import trainer
 from medflax import workdir as workdir_lib
 from medflax.flags import split_overrides
-from medflax.utils import UserError, nearest
+from medflax.utils import UserError, failing_in, nearest
 
 MAIN = (sys.executable, "-m", "medflax.main")
 MISSING, UNFINISHED, RUNNING, FINISHED = "missing", "unfinished", "running", "finished"
@@ -198,7 +197,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
     known = [str(p) for p in pathlib.Path(__file__).with_name("studies").glob("*.py")]
     raise UserError(f"no study {path}{nearest(str(path), known)}")
-  try:
+  with failing_in(path):
     found = runpy.run_path(str(path))
     for name, kind in _REQUIRED.items():
       if not isinstance(found.get(name), kind):
@@ -206,12 +205,6 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     if not callable(found.get("runs")):
       raise UserError(f"{path}: there is no function runs()")
     found["runs"] = [(str(tag), dict(given)) for tag, given in found["runs"]()]
-  except UserError:
-    raise
-  except Exception as error:  # the file is the user's: say where it fails, in one line
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    line = frames[-1].lineno if frames else getattr(error, "lineno", 0)
-    raise UserError(f"{path}:{line}: {type(error).__name__}: {error}") from error
   return found
 
 

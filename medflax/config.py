@@ -9,14 +9,13 @@ import dataclasses
 import json
 import pathlib
 import runpy
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 from medflax.selection import SIGNS, evaluator
-from medflax.utils import UserError, nearest, pick
+from medflax.utils import UserError, failing_in, nearest, pick
 
 Section = Mapping[str, Any] | ml_collections.ConfigDict
 SECTIONS = (Mapping, ml_collections.ConfigDict)  # the same for isinstance
@@ -195,14 +194,8 @@ def _run_config_file(path: pathlib.Path, arg: str) -> ml_collections.ConfigDict:
   if not path.is_file():
     there = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
     raise UserError(f"no config file {path}{nearest(str(path), there) if there else ''}")
-  try:
+  with failing_in(path):
     config = runpy.run_path(str(path))["get_config"](arg or None)
-  except UserError:
-    raise
-  except Exception as error:  # the file is the user's: say where it fails, in one line
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    line = frames[-1].lineno if frames else getattr(error, "lineno", 0)
-    raise UserError(f"{path}:{line}: {type(error).__name__}: {error}") from error
   if not isinstance(config, ml_collections.ConfigDict):
     raise UserError(f"{path}: get_config must return a ConfigDict, not {type(config).__name__}")
   return config

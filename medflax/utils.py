@@ -1,11 +1,13 @@
 """Small helpers without a better home: user-facing errors, names looked up, atomic files."""
 
+import contextlib
 import difflib
 import os
 import pathlib
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -28,6 +30,19 @@ def pick(options: Mapping[str, Any], name: str, what: str) -> Any:
   if name not in options:
     raise UserError(f"unknown {what} {name!r}{nearest(str(name), options)}")
   return options[name]
+
+
+@contextlib.contextmanager
+def failing_in(path: pathlib.Path) -> Iterator[None]:
+  """Around running a Python file of the user's: its errors become a `UserError` with the line."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    line = frames[-1].lineno if frames else getattr(error, "lineno", 0)
+    raise UserError(f"{path}:{line}: {type(error).__name__}: {error}") from error
 
 
 def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from medflax.models.attention import causal_mask, media_mask
+from medflax.models.attention import causal_mask
 from medflax.models.language.layer import Cache
-from medflax.models.vlm import VLM
+from medflax.models.reading import append
+from medflax.models.vlm import VLM, visible_media
 from medflax.utils import UserError
 
 
@@ -82,8 +82,8 @@ class ImageToText(VLM, kw_only=True):
     b, t = tokens.shape
     if features is None:
       return jnp.zeros((b, 1, self.lm.width), self.lm.dtype), jnp.zeros((b, t, 1), bool)
-    ordinal = jnp.concatenate([media_ordinal[kind] for kind in sorted(media_ordinal)], axis=1)
-    seen = media_mask(media_index, media_index if media_first is None else media_first, ordinal)
+    seen = visible_media(media_index, media_first, media_ordinal)
+    assert seen is not None  # there are features
     return features.reshape(b, -1, features.shape[-1]), jnp.repeat(seen, features.shape[2], axis=2)
 
   def prefill(
@@ -125,14 +125,8 @@ class ImageToText(VLM, kw_only=True):
   ) -> tuple[Float[Array, "b t vocab"], Written]:
     """Appends tokens to what was read, as `VLM.extend` does."""
     b, t = tokens.shape
-    size = read.seen.shape[1]
-    seen = jnp.broadcast_to(seen, (b, *seen.shape[1:]))
-    positions = read.next_position + seen.sum(-1, dtype=jnp.int32) - 1
-    index = size + read.count
-    places = jax.lax.dynamic_update_slice_in_dim(read.positions, positions, index, axis=1)
-    prompt = jnp.broadcast_to(read.seen[:, None], (b, t, size))
-    more = places.shape[1] - size - seen.shape[2]
-    mask = jnp.concatenate([prompt, jnp.pad(seen, ((0, 0), (0, 0), (0, more)))], axis=2)
+    before = (read.positions, read.seen, read.next_position, read.count)
+    positions, places, mask = append(*before, seen)
     memory_mask = jnp.broadcast_to(read.memory_mask, (b, t, read.memory.shape[1]))
     logits, cache = self.lm.attend(
       tokens,
@@ -141,6 +135,6 @@ class ImageToText(VLM, kw_only=True):
       mask,
       positions[:, :, None] - places[:, None],
       cache=read.cache,
-      index=index,
+      index=read.seen.shape[1] + read.count,
     )
     return logits, read._replace(cache=cache, positions=places, count=read.count + t)

@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from medflax.models.attention import KeysValues
@@ -56,6 +58,31 @@ def nothing_read(b: int) -> Read:
   none = jnp.zeros((b, 0), jnp.int32)
   seen = jnp.zeros((b, 0), bool)
   return Read((), none, seen, none, seen[:, None], jnp.zeros((b, 1), jnp.int32), jnp.int32(0))
+
+
+def append(
+  places: Int[Array, "b n"],
+  prompt: Bool[Array, "b p"],
+  next_position: Int[Array, "b 1"],
+  count: Int[Array, ""],
+  seen: Bool[Array | np.ndarray, "#b t k"],
+) -> tuple[Int[Array, "b t"], Int[Array, "b n"], Bool[Array, "b t n"]]:
+  """Where `t` new tokens stand behind a prompt, all places with theirs, and what they see there.
+
+  Args:
+    places: positions of the prompt, and of the room behind it.
+    prompt, next_position, count: `seen`, `next_position` and `count` of `Read`.
+    seen: which of the new tokens so far each of these sees; see `VLM.extend`.
+  """
+  size, room = prompt.shape[1], places.shape[1] - prompt.shape[1]
+  if seen.shape[2] > room:
+    raise ValueError(f"{seen.shape[2]} new tokens, but room for {room}")
+  seen = jnp.broadcast_to(seen, (len(prompt), *seen.shape[1:]))
+  positions = next_position + seen.sum(-1, dtype=jnp.int32) - 1
+  places = jax.lax.dynamic_update_slice_in_dim(places, positions, size + count, axis=1)
+  before = jnp.broadcast_to(prompt[:, None], (*seen.shape[:2], size))
+  new = jnp.pad(seen, ((0, 0), (0, 0), (0, room - seen.shape[2])))
+  return positions, places, jnp.concatenate([before, new], axis=2)
 
 
 def with_room(kept: Cache, size: int) -> tuple[Cache, ...]:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
@@ -13,7 +12,7 @@ from medflax.models.attention import causal_mask, media_mask
 from medflax.models.chunks import LogitSums
 from medflax.models.fusion.fused_head import FusedHead
 from medflax.models.fusion.inline import SoftTokens, soft_tokens
-from medflax.models.reading import Read, nothing_read, with_room
+from medflax.models.reading import Read, append, nothing_read, with_room
 from medflax.parallel.sharding import constrain
 from medflax.utils import UserError
 
@@ -88,7 +87,7 @@ class VLM(nn.Module):
       positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     if segment_ids is None:
       segment_ids = jnp.ones_like(tokens)
-    seen = _visible(media_index, media_first, media_ordinal)
+    seen = visible_media(media_index, media_first, media_ordinal)
     soft = _soft(features, media_index, soft_index, media_ordinal)
     slots = jnp.arange(tokens.shape[1])
     mask = causal_mask(slots, segment_ids, slots, segment_ids)
@@ -184,20 +183,12 @@ class VLM(nn.Module):
         as it sees, so that continuations of one prompt can stand side by side.
     """
     b, t = tokens.shape
-    if seen.shape[2] > read.room:
-      raise ValueError(f"{seen.shape[2]} new tokens, but room for {read.room}")
-    seen = jnp.broadcast_to(seen, (b, *seen.shape[1:]))
-    positions = read.next_position + seen.sum(-1, dtype=jnp.int32) - 1
-    size = read.seen.shape[1]
-    places = jax.lax.dynamic_update_slice_in_dim(
-      read.positions, positions, size + read.count, axis=1
-    )
-    prompt = jnp.broadcast_to(read.seen[:, None], (b, t, size))
-    new = jnp.pad(seen, ((0, 0), (0, 0), (0, read.room - seen.shape[2])))
+    before = (read.positions, read.seen, read.next_position, read.count)
+    positions, places, mask = append(*before, seen)
     logits, room = self.lm(
       tokens,
       positions,
-      jnp.concatenate([prompt, new], axis=2),
+      mask,
       None,
       jnp.broadcast_to(read.media_seen, (b, t, read.media_seen.shape[2])),
       cache=read.parts,
@@ -214,7 +205,7 @@ def _spread(x: Shaped[Array, "media ..."]) -> Shaped[Array, "media ..."]:
   return constrain(x, "media", *[None] * (x.ndim - 1))
 
 
-def _visible(
+def visible_media(
   media_index: Int[Array, "b t"],
   media_first: Int[Array, "b t"] | None,
   media_ordinal: Mapping[str, Int[Array, "b _"]],

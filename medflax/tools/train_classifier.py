@@ -20,8 +20,6 @@ from medflax.data.phantoms.charts import draw_chart, render_chart
 from medflax.data.phantoms.others import render_curves, render_other
 from medflax.data.phantoms.questions import ask_modality
 from medflax.data.phantoms.scenes import render
-from medflax.data.readers import read_kind
-from medflax.data.transforms.intensity import show, to_media
 from medflax.experts.classifier import (
   KINDS,
   NONE,
@@ -32,6 +30,7 @@ from medflax.experts.classifier import (
   embedded,
   fit_head,
 )
+from medflax.experts.system import opened
 from medflax.flags import Parser
 from medflax.leakage.embed import TowerEmbedder
 from medflax.utils import UserError, write_atomic
@@ -80,12 +79,7 @@ def own(folder: pathlib.Path) -> dict[str, list[Picture]]:
   found = {kind.name: sorted(p for p in kind.iterdir() if p.suffix in SUFFIXES) for kind in kinds}
   if empty := [name for name, paths in found.items() if len(paths) < 2]:
     raise UserError(f"--images {folder / empty[0]}: needs two or more images")
-  return {name: [picture(path) for path in paths] for name, paths in found.items()}
-
-
-def picture(path: pathlib.Path) -> Picture:
-  """An image file in three channels."""
-  return to_media(show(read_kind(path, IMAGE))).array
+  return {name: [opened(path) for path in paths] for name, paths in found.items()}
 
 
 def halves(images: Mapping[str, Sequence[Picture]]) -> tuple[dict[str, list[Picture]], ...]:

@@ -252,6 +252,7 @@ def test_a_beginning_without_media_and_a_rest_without_media():
 def test_too_little_room_is_told():
   form = "LLaMA, previous image"
   _, (_, read) = prompts(form, False)
+  read = jax.tree.map(jnp.asarray, read)
   with pytest.raises(ValueError, match="13 new tokens, but room for 12"):
     extend(*make(form), jnp.ones((3, 1), jnp.int32), read, jnp.ones((1, 1, 13), bool))
 

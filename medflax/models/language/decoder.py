@@ -229,8 +229,8 @@ class Decoder(LayerFields, kw_only=True):
       axes = ("embed", "narrow_embed")
       x = layers.dense(self.embed_width, axes, name="embed_out", dtype=self.dtype)(x)
     if self.tie_embeddings:
-      table = gathered(table.astype(self.dtype), "vocab", "embed")
-      logits = jnp.einsum("btd,vd->btv", x, table)
+      rows = gathered(table.astype(self.dtype), "vocab", "embed")
+      logits = jnp.einsum("btd,vd->btv", x, rows)
     else:
       options = dict(name="head", use_bias=self.head_bias, dtype=self.dtype)
       logits = layers.dense(self.vocab_size, ("embed", "vocab"), **options)(x)
