@@ -151,7 +151,7 @@ def parse_value(text: str, like: Any, what: str) -> Any:
       return type(like)(text)
     if isinstance(like, str):
       return text
-    value = ast.literal_eval(text)
+    value = with_tuples(_literal(text))
     if isinstance(like, tuple | list):
       return tuple(value)
     if isinstance(like, Mapping):
@@ -160,6 +160,21 @@ def parse_value(text: str, like: Any, what: str) -> Any:
   except (ValueError, TypeError, KeyError, AttributeError, SyntaxError):
     kind = "dict" if isinstance(like, Mapping) else type(like).__name__
     raise UserError(f"{what} must be {kind}, got {text!r}") from None
+
+
+def _literal(text: str) -> Any:
+  """What Python or JSON writes: `True` or `true`, `None` or `null`."""
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return json.loads(text)
+
+
+def with_tuples(value: Any) -> Any:
+  """Lists, as JSON has them, as the tuples that a config has: parts are hashed by their fields."""
+  if isinstance(value, dict):
+    return {key: with_tuples(item) for key, item in value.items()}
+  return tuple(map(with_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def load_config(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:

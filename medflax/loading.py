@@ -109,7 +109,8 @@ def _kinds(config: ml_collections.ConfigDict, names: Set[str]) -> dict[str, int]
 
 def load_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
   """The config that a run was made with, its lists as the tuples they were."""
-  config = ml_collections.ConfigDict(with_tuples(workdir_lib.read_config(workdir))).lock()
+  saved = config_lib.with_tuples(workdir_lib.read_config(workdir))
+  config = ml_collections.ConfigDict(saved).lock()
   config_lib.validate(config)
   return config
 
@@ -138,10 +139,3 @@ def load_params(checkpoints: pathlib.Path, step: int, abstract: TrainState) -> d
   ema, frozen = place("ema", abstract.ema), place("frozen", abstract.frozen)
   trainable = {} if ema else place("trainable", abstract.trainable)
   return abstract.replace(trainable=trainable, frozen=frozen, ema=ema).eval_params
-
-
-def with_tuples(value: Any) -> Any:
-  """JSON's lists as the tuples that a config has."""
-  if isinstance(value, dict):
-    return {key: with_tuples(item) for key, item in value.items()}
-  return tuple(map(with_tuples, value)) if isinstance(value, list) else value

@@ -1,8 +1,11 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from medflax import config as config_lib
+from medflax.models import build_model
 from medflax.utils import UserError
 from tests import nano
 
@@ -49,6 +52,27 @@ def test_tuples_and_sections_survive_as_well(items, section):
 @pytest.mark.parametrize("data", ["phantom", "folder"])
 def test_every_variant_is_valid(variant, data):
   config_lib.validate(config_lib.load_config(f"{FLAMINGO}:variant={variant},data={data}"))
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists))
+def test_json_is_read_as_well_with_tuples_for_its_lists(value):
+  written = {"a": {"b": value, "c": [(value,)]}}
+  found = config_lib.parse_value(json.dumps(written), {}, "x").to_dict()
+  assert isinstance(hash((found["a"]["b"], found["a"]["c"])), int)
+  assert json.dumps(found) == json.dumps(written)
+
+
+def test_a_section_pasted_as_json_is_the_same_model():
+  """Compiled functions hash the model, by its fields."""
+  spec = str(nano.CONFIG.with_name("radfm.py")) + ":variant=tiny"
+  config = config_lib.load_config(spec)
+  tower = json.dumps(config.model.tower.to_dict())
+  pasted = config_lib.load_config(spec, [("model.tower", tower)])
+  config_lib.validate(pasted)
+  assert '"patch": [4, 8, 8]' in tower and "true" in tower
+  assert not config_lib.diff(config, pasted)
+  model, again = (build_model(c.model.to_dict() | {"attention": "xla"}) for c in (config, pasted))
+  assert hash(model) == hash(again) and model == again
 
 
 def test_overrides():
