@@ -4,6 +4,7 @@ A step is written to a temporary folder in the background and renamed when it is
 killed process leaves whole checkpoints only. This is the one module that imports Orbax.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -215,10 +216,9 @@ def read_state(directory: pathlib.Path, step: int) -> dict[str, np.ndarray]:
 
   By however many processes and devices it was saved.
   """
-  folder = pathlib.Path(directory).absolute() / str(step) / "state"
+  folder = _state_folder(directory, step)
+  each = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _metadata(folder))
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as handler:
-    saved = handler.metadata(folder).item_metadata.tree
-    each = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
     tree = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=each))
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {_name(path): np.asarray(leaf) for path, leaf in leaves}
@@ -226,9 +226,7 @@ def read_state(directory: pathlib.Path, step: int) -> dict[str, np.ndarray]:
 
 def saved_shapes(directory: pathlib.Path, step: int) -> dict[str, tuple[int, ...]]:
   """The shapes of a saved state's arrays by `path/to/leaf`; none is read."""
-  with ocp.StandardCheckpointer() as handler:
-    found = handler.metadata(pathlib.Path(directory).absolute() / str(step) / "state")
-  leaves = jax.tree_util.tree_leaves_with_path(found.item_metadata.tree)
+  leaves = jax.tree_util.tree_leaves_with_path(_metadata(_state_folder(directory, step)))
   return {_name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
@@ -242,7 +240,21 @@ def restore_part(directory: pathlib.Path, step: int, wanted: Any) -> Any:
   each = ocp.checkpoint_utils.construct_restore_args(wanted)
   args = ocp.args.PyTreeRestore(item=wanted, restore_args=each, partial_restore=True)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as handler:
-    return handler.restore(pathlib.Path(directory).absolute() / str(step) / "state", args=args)
+    return handler.restore(_state_folder(directory, step), args=args)
+
+
+def _state_folder(directory: pathlib.Path, step: int) -> pathlib.Path:
+  return pathlib.Path(directory).absolute() / str(step) / "state"
+
+
+def _metadata(folder: pathlib.Path) -> Any:
+  """Shapes and dtypes in the place of a saved state's arrays.
+
+  Asked of the handler: Orbax's `Checkpointer` looks for the metadata of a whole step here as well,
+  which lie in the folder above, and warns that there are none.
+  """
+  with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+    return handler.metadata(folder).tree
 
 
 def _leaf_types(tree: Any) -> dict[str, str]:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medflax.checkpoint import Checkpointer, read_state
+from medflax.checkpoint import Checkpointer, read_state, restore_part, saved_shapes
 from medflax.utils import UserError
 
 
@@ -107,10 +107,15 @@ def test_another_model_is_an_error_not_damage(folder):
   assert (folder / "3").exists()
 
 
-def test_reading_without_the_model(folder):
+def test_reading_without_the_model(folder, caplog):
   arrays = read_state(folder, 2)
   assert set(arrays) >= {"trainable/a/kernel", "trainable/b/bias", "step", "opt/1/a/kernel"}
   np.testing.assert_array_equal(arrays["trainable/b/bias"], np.full(3, -2.0))
+  assert saved_shapes(folder, 2) == {name: array.shape for name, array in arrays.items()}
+  bias = {"trainable": {"b/bias": abstract(state(0))["trainable"]["b/bias"]}}
+  [[found]] = [part.values() for part in restore_part(folder, 2, bias).values()]
+  np.testing.assert_array_equal(found, np.full(3, -2.0))
+  assert not caplog.messages  # Orbax has nothing to complain of
 
 
 def test_remains_of_a_killed_save_are_swept_up(folder):
