@@ -7,11 +7,13 @@ for few seeds, and the only ones that tell of the method. For a single seed ther
 """
 
 import dataclasses
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.study import FINISHED, Run, Study
+from medflax import selection
 from medflax import workdir as workdir_lib
 from medflax.metrics.intervals import Measurement, across_seeds
 from medflax.metrics.pairs import holm
@@ -125,34 +127,41 @@ def _row(
 
 
 def _metrics(run: Run) -> dict[str, Measurement]:
-  """Of the last results of all its evaluations."""
+  """Of all its evaluations, as they judged the run."""
   found: dict[str, Measurement] = {}
   for name in run.config.evals:
-    paths = (run.workdir / "evals" / name).glob("*/results.json")
-    newest = max(paths, key=lambda path: int(path.parent.name))
-    found |= read_evaluation(newest.parent).metrics
+    found |= read_evaluation(_judged(run, name)).metrics
   return found
+
+
+def _judged(run: Run, name: str) -> pathlib.Path:
+  """The folder of an evaluation: of the best step where a finished run chooses one, else the last.
+
+  Evaluations of other steps, also of later ones, told how training went.
+  """
+  step, best = run.config.train.num_steps, run.config.best
+  if best.metric:
+    step = selection.best_step(selection.read_values(run.workdir, best.metric), best.mode)
+  return workdir_lib.results_path(run.workdir, name, step).parent
 
 
 def _paired(
   study: Study, finished: Mapping[str, Mapping[int, Run]]
 ) -> dict[tuple[str, str], dict[str, Any]]:
   """By tag and metric, the `score` over all questions and the `difference` to the baseline's."""
-  matches = {metric: m for metric in study.metrics if (m := _SHOTS.fullmatch(metric))}
-  if not matches or study.baseline not in finished or len(finished) < 2:
+  if study.baseline not in finished or len(finished) < 2:
     return {}
-  order = sorted(finished, key=lambda tag: tag != study.baseline)
-  compared = compare(
-    {tag: [run.workdir for run in finished[tag].values()] for tag in order},
-    evals=list(dict.fromkeys(match["evaluation"] for match in matches.values())),
-    metrics=list(dict.fromkeys(match["metric"] for match in matches.values())),
-  )
-  found = {}
-  for row in compared["rows"]:
-    metric = f"{row['name']}/{row['num_shots']}shot/{row['metric']}"
-    for tag, value, difference in zip(order, row["values"], row["differences"], strict=True):
-      if metric in matches and row["condition"] == IMAGE:
-        found[tag, metric] = {"score": _measurement(value), "difference": difference}
+  wanted: dict[str, dict[str, None]] = {}  # metrics of each evaluation, in order
+  for match in filter(None, map(_SHOTS.fullmatch, study.metrics)):
+    wanted.setdefault(match["evaluation"], {})[match["metric"]] = None
+  order, found = sorted(finished, key=lambda tag: tag != study.baseline), {}
+  for name, metrics in wanted.items():
+    systems = {tag: [_judged(run, name) for run in finished[tag].values()] for tag in order}
+    for row in compare(systems, metrics=list(metrics))["rows"]:
+      metric = f"{name}/{row['num_shots']}shot/{row['metric']}"
+      for tag, value, difference in zip(order, row["values"], row["differences"], strict=True):
+        if metric in study.metrics and row["condition"] == IMAGE:
+          found[tag, metric] = {"score": _measurement(value), "difference": difference}
   return found
 
 

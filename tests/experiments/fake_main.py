@@ -38,13 +38,14 @@ def train(argv):
   return 0
 
 
-def finish(workdir, config, rate=None):
-  """The files of a finished run; `rate`: how often its answers are right."""
+def finish(workdir, config, rate=None, judged=None):
+  """The files of a finished run; `rate`: how often its answers are right at the step `judged`."""
   last = config.train.num_steps
+  judged = judged or last
   rate = rate if rate is not None else 0.5 + 0.3 * (config.data.media_rule == "next_image")
   rng = np.random.default_rng(config.seed)
   for name in config.evals:
-    folder = workdir / "evals" / name / str(last)
+    folder = workdir / "evals" / name / str(judged)
     folder.mkdir(parents=True, exist_ok=True)
     samples, metrics = [], {f"{name}/loss": measurement(1 - rate)}
     for shots in (0, 4):
@@ -52,7 +53,7 @@ def finish(workdir, config, rate=None):
       metrics[f"{name}/{shots}shot/exact_match"] = measurement(float(right.mean()))
       samples += [sample(i, shots, bool(r)) for i, r in enumerate(right)]
     (folder / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
-    results = {"step": last, "metrics": metrics, "scorers": {}}
+    results = {"step": judged, "metrics": metrics, "scorers": {}}
     (folder / "results.json").write_text(json.dumps(results))
   saved = workdir / "checkpoints" / str(last)
   saved.mkdir(parents=True, exist_ok=True)

@@ -105,6 +105,18 @@ def test_the_numbers(study, folder):
   assert (row.trained, row.seconds) == (1234, 90.0)
 
 
+def test_the_best_step_counts_where_runs_choose_one(study, folder):
+  """Not the last one, though there an evaluation had its turn again."""
+  last = finished(study, folder / "last")
+  overrides = [("best.metric", "perplexity/loss"), ("evals.binding.every", "500")]
+  best = load(str(study), folder / "best", overrides)
+  for run in best.runs:
+    with opened(run.workdir, run.config, {"trainable_parameters": 1234}):
+      finish(run.workdir, run.config, 0.1)
+      finish(run.workdir, run.config, judged=600)
+  assert measure(best).rows == measure(last).rows
+
+
 def test_what_is_missing_is_listed(study, folder, capsys):
   loaded = finished(study, folder, but=(2, 3))
   with opened(loaded.runs[3].workdir, loaded.runs[3].config, {}):
