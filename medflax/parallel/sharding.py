@@ -12,9 +12,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from medflax.parallel.mesh import AXES, ROWS
 from medflax.utils import UserError
@@ -119,6 +120,33 @@ def gathered(
   gather = jax.custom_vjp(lambda weight: put(weight, whole))
   gather.defvjp(lambda weight: (put(weight, whole), None), lambda _, g: (put(g, stored),))
   return gather(weight)
+
+
+def looked_up(
+  table: Float[Array, "n d"], numbers: Int[Array, "b t"], *names: str | None, dtype: Any
+) -> Float[Array, "b t d"]:
+  """Rows of a table that stays in its parts: what is exchanged is what was found.
+
+  Devices that hold parts of the same rows, along `fsdp`, look up theirs for the tokens of all of
+  them. Left to itself, the partitioner has every device hold the result for the whole batch.
+
+  Args:
+    numbers: of the rows; the first dimension is the batch's, the second tokens.
+    names: logical, of the table's dimensions.
+    dtype: of the result.
+  """
+  mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
+  find = lambda numbers: jnp.take(table, numbers, axis=0).astype(dtype)
+  if mesh.empty or mesh.shape["fsdp"] == 1 or not rules:
+    return find(numbers)
+  spec = lambda names, shape: _fitting(nn.logical_to_mesh_axes(names, rules), shape, mesh)
+  rows, tokens = spec(("batch", "length"), numbers.shape)
+  (part,) = spec(names[-1:], table.shape[-1:])
+  together = tuple(axis for axis in rows or () if axis != part)
+  put = lambda x, *axes: jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+  # In steps, each of which is one exchange.
+  numbers = put(put(numbers, rows, tokens), together, tokens)
+  return put(put(find(numbers), together, tokens, part), rows, tokens, None)
 
 
 def state_shardings(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:

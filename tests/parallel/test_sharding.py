@@ -76,10 +76,29 @@ def test_weights_are_gathered_for_a_product_and_their_gradients_are_not(mesh):
   assert specs == [P(None, "tensor"), P("fsdp", "tensor")]
 
 
+def test_what_is_looked_up_is_exchanged_along_what_the_table_is_split_over(mesh):
+  def specs(table, tokens):
+    find = lambda *args: sharding.looked_up(*args, "vocab", "embed", dtype=jnp.bfloat16)
+    with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+      traced = jax.make_jaxpr(find)(jnp.zeros(table), jnp.zeros(tokens, jnp.int32))
+    put = [eqn for eqn in traced.eqns if eqn.primitive.name == "sharding_constraint"]
+    return [eqn.params["sharding"].spec for eqn in put]
+
+  assert specs((32, 8), (8, 6)) == [
+    P(sharding.ROWS, "sequence"),
+    P(("replica", "data"), "sequence"),
+    P(("replica", "data"), "sequence", "fsdp"),
+    P(sharding.ROWS, "sequence", None),
+  ]
+  assert specs((32, 7), (3, 1))[-2:] == [P(None, None, None)] * 2  # nothing divides
+
+
 def test_activations_and_weights_are_left_alone_outside_of_a_run():
   x = jnp.zeros((8, 6))
   assert sharding.constrain(x, "batch", "length") is x
   assert sharding.gathered(x, "embed", "mlp") is x
+  rows = sharding.looked_up(x, jnp.array([[7, 0]]), "vocab", "embed", dtype=jnp.bfloat16)
+  assert rows.shape == (1, 2, 6) and rows.dtype == jnp.bfloat16
 
 
 def test_what_an_optimiser_keeps_of_another_rank_is_replicated(mesh):
@@ -102,6 +121,7 @@ def test_eight_devices_train_as_one_does_however_they_are_arranged(tmp_path):
     check=False,
   )
   assert done.returncode == 0, done.stdout + done.stderr
+  assert "rematerialization" not in done.stderr  # XLA's warning of what it copies to all devices
   found = json.loads(done.stdout.splitlines()[-1])
   assert max(found["differences"].values()) <= 1e-5 and len(found["differences"]) == 14
   assert found["split"]["one device"] == 0

@@ -30,7 +30,7 @@ from medflax.models.language.layer import (
 from medflax.models.language.positions import alibi, rope_frequencies
 from medflax.models.language.prefix import prefix_length
 from medflax.models.language.prompt import learned_prompt, with_prompt
-from medflax.parallel.sharding import constrain, gathered
+from medflax.parallel.sharding import constrain, gathered, looked_up
 
 
 class DecoderGroup(nn.Module):
@@ -200,12 +200,14 @@ class Decoder(LayerFields, kw_only=True):
     prompt: Float[Array, "p e"] | None,
     soft: SoftTokens | None,
   ) -> Float[Array, "b n {self.width}"]:
-    x = jnp.take(table, jnp.minimum(tokens, self.vocab_size - 1), axis=0).astype(self.dtype)
+    known = jnp.minimum(tokens, self.vocab_size - 1)
+    x = looked_up(table, known, "vocab", "embed", dtype=self.dtype)
     if self.extra_tokens:
       init = layers.param_init(nn.initializers.normal(0.02), None, "embed")
       extra = self.param("extra_embedding", init, (self.extra_tokens, table.shape[1]))
-      rows = jnp.take(extra, jnp.maximum(tokens - self.vocab_size, 0), axis=0)
-      x = jnp.where((tokens < self.vocab_size)[..., None], x, rows.astype(self.dtype))
+      others = jnp.maximum(tokens - self.vocab_size, 0)
+      rows = looked_up(extra, others, None, "embed", dtype=self.dtype)
+      x = jnp.where((tokens < self.vocab_size)[..., None], x, rows)
     if self.embed_scale != 1:
       x = x * jnp.asarray(self.embed_scale, self.dtype)
     if soft is not None:
@@ -218,7 +220,8 @@ class Decoder(LayerFields, kw_only=True):
     if self.learned_positions:
       init = layers.param_init(nn.initializers.normal(0.02), "pos", "embed")
       rows = self.param("positions", init, (self.learned_positions, self.width))
-      x = x + jnp.take(rows, positions + self.position_offset, axis=0).astype(self.dtype)
+      numbers = positions + self.position_offset
+      x = x + looked_up(rows, numbers, "pos", "embed", dtype=self.dtype)
     return x
 
   def _logits(

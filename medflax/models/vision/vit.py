@@ -17,6 +17,7 @@ from medflax.models.attention import ATTENTIONS, Seen, everything
 from medflax.models.vision.pixels import prepare
 from medflax.models.vision.pooling import ProbePool
 from medflax.models.vision.positions import resize_table, strided_rows
+from medflax.parallel.sharding import constrain
 
 
 def patchify(x: Float[Array, "b *size c"], patch: Sequence[int]) -> Float[Array, "b patches p"]:
@@ -296,6 +297,6 @@ class ViT(nn.Module):
         bias_init=layers.param_init(nn.initializers.zeros, "vision_embed"),
         name=f"stem_{kind}_{i}",
       )(x)
-      x = x.reshape(*lead, *x.shape[1:])
+      x = constrain(x.reshape(*lead, *x.shape[1:]), "media", *[None] * len(patch), None)
       x = layers.ACTIVATIONS[self.activation](x)
     return x, patch
