@@ -17,8 +17,7 @@ from medflax.data.builders import store
 from medflax.data.builders.base import MEDIA
 from medflax.data.documents import SIGNAL, Media, Sample, Source
 from medflax.data.folder import ALL_TASKS
-from medflax.data.manifest import Row, assign_splits, group_rows, parse_manifest
-from medflax.data.phantoms import SPLITS as PHANTOM_SPLITS
+from medflax.data.manifest import SPLITS, Row, assign_splits, group_rows, parse_manifest
 from medflax.data.phantoms import Phantoms
 from medflax.data.prepared import PreparedDataset
 from medflax.data.readers import read_scan
@@ -158,7 +157,7 @@ def _folder(root: pathlib.Path) -> Collection:
     raise UserError(f"{root / MANIFEST} has no usable row{reason}")
   name, version = root.resolve().name, hashlib.sha256(content).hexdigest()[:12]
   groups, splits = group_rows(rows), [row.split or UNDIVIDED for row in rows]
-  if set(splits) == {UNDIVIDED} and len(set(groups)) >= len(PHANTOM_SPLITS):
+  if set(splits) == {UNDIVIDED} and len(set(groups)) >= len(SPLITS):
     splits = assign_splits(rows, groups)
   by_split: dict[str, list[Row]] = collections.defaultdict(list)
   for row, group, split in zip(rows, groups, splits, strict=True):
@@ -171,8 +170,7 @@ def _folder(root: pathlib.Path) -> Collection:
 
 
 def _order(split: str) -> tuple[int, str]:
-  known = PHANTOM_SPLITS
-  return (known.index(split) if split in known else len(known), split)
+  return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
 
 
 class _Prepared(Samples):
@@ -236,5 +234,5 @@ class _Phantoms(Samples):
 
 def _phantoms() -> Collection:
   phantoms = Phantoms((96, 96), (12, 64, 64))
-  parts = {split: _Phantoms(phantoms, split) for split in PHANTOM_SPLITS}
+  parts = {split: _Phantoms(phantoms, split) for split in SPLITS}
   return Collection(phantoms.name, phantoms.version, None, parts, group="phantom")

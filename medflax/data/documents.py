@@ -255,6 +255,18 @@ def _fields(template: str) -> list[tuple[str, str]]:
   return [(text, field or "") for text, field, _, _ in string.Formatter().parse(template)]
 
 
+def shots_range(num_shots: int | tuple[int, int]) -> tuple[int, int]:
+  """The fewest and the most shots that an episode may have.
+
+  Raises:
+    UserError: unless it is a number ≥ 0 or a range of two.
+  """
+  low, high = (num_shots, num_shots) if isinstance(num_shots, int) else num_shots
+  if not 0 <= low <= high:
+    raise UserError(f"num_shots is {num_shots}; it must be a number ≥ 0 or a range (low, high)")
+  return low, high
+
+
 def _repeated(episode: Episode) -> list[bool]:
   answers = [sample.answer for sample in episode.support]
   return [answer in answers[:i] for i, answer in enumerate(answers)]

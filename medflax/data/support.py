@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from medflax.data.documents import Episode, Sample, SampleSource
+from medflax.data.documents import Episode, Sample, SampleSource, shots_range
 from medflax.utils import UserError, nearest
 
 
@@ -68,9 +68,7 @@ class PoolEpisodes(Sequence[Episode]):
     seed: Sequence[int],
     num_episodes: int | None = None,
   ):
-    self._low, self._high = (num_shots,) * 2 if isinstance(num_shots, int) else num_shots
-    if not 0 <= self._low <= self._high:
-      raise UserError(f"num_shots is {num_shots}; it must be a number ≥ 0 or a range (low, high)")
+    self._low, self._high = shots_range(num_shots)
     self._queries, self._pool, self._seed = queries, pool, tuple(seed)
     self._length = len(queries) if num_episodes is None else num_episodes
     self._order = np.random.default_rng(self._seed).permutation(len(queries))

@@ -5,8 +5,6 @@ DePlot separates cells by ` | ` and rows by `<0x0A>`, the byte of a line break.
 
 import itertools
 import math
-import re
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -26,12 +24,6 @@ def parse_table(text: str) -> list[Row]:
   lines = text.replace(BREAK, "\n").splitlines()
   rows = (tuple(cell.strip() for cell in line.split("|")) for line in lines)
   return [row for row in rows if any(row)]
-
-
-def linearise(rows: Sequence[Sequence[str]]) -> str:
-  """The one line that `parse_table` reads; bars and breaks in a cell become spaces."""
-  clean = lambda cell: " ".join(re.sub(rf"\||{BREAK}", " ", cell).split())
-  return f" {BREAK} ".join(" | ".join(map(clean, row)) for row in rows)
 
 
 def cell_accuracy(prediction: str, reference: str) -> float:

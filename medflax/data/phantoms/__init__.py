@@ -10,13 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medflax.data.documents import IMAGE, VOLUME, Episode, Media, Sample, Source
+from medflax.data.documents import ENDLESS, IMAGE, VOLUME, Episode, Media, Sample, Source
+from medflax.data.manifest import SPLITS
 from medflax.data.phantoms.binding import INVENTED_WORDS, binding_episode
 from medflax.data.phantoms.findings import FINDINGS, NO_FINDING
 from medflax.data.phantoms.looks import LOOKS, MODALITIES
 from medflax.data.phantoms.questions import ASKS, Ask, Asked, report
+from medflax.data.phantoms.requests import EVAL_LENGTH, check_request
 from medflax.data.phantoms.scenes import Scene, render
-from medflax.utils import UserError, nearest
+from medflax.utils import UserError
 
 __all__ = [
   "FINDINGS",
@@ -28,9 +30,6 @@ __all__ = [
   "Scene",
   "render",
 ]
-
-SPLITS = ("train", "val", "test")
-TRAIN_LENGTH, EVAL_LENGTH = 2**31 - 1, 2048
 
 # (rng, cell, number of shots, media kind, ways) -> (queries, the one asked, support)
 Plan = Callable[[np.random.Generator, int, int, str, int], tuple[list[Asked], int, list[Asked]]]
@@ -106,14 +105,8 @@ class Phantoms:
     Raises:
       UserError: for an unknown task or split, or a bad `num_shots`.
     """
-    if task not in _TASKS:
-      raise UserError(f"phantoms have no task {task!r}{nearest(task, _TASKS)}")
-    if split not in SPLITS:
-      raise UserError(f"phantoms have no split {split!r}{nearest(split, SPLITS)}")
-    low, high = (num_shots, num_shots) if isinstance(num_shots, int) else num_shots
-    if not 0 <= low <= high:
-      raise UserError(f"num_shots is {num_shots}; it must be a number ≥ 0 or a range (low, high)")
-    return PhantomEpisodes(self, task, split, (low, high), num_episodes)
+    shots = check_request(self.name, _TASKS, task, split, num_shots)
+    return PhantomEpisodes(self, task, split, shots, num_episodes)
 
 
 class PhantomEpisodes(Sequence[Episode]):
@@ -139,7 +132,7 @@ class PhantomEpisodes(Sequence[Episode]):
     self._train = split == "train"
     self._group_size = phantoms.ways**2 if self._task.grouped and not self._train else 1
     whole_groups = EVAL_LENGTH // self._group_size * self._group_size
-    default = TRAIN_LENGTH if self._train else whole_groups
+    default = ENDLESS if self._train else whole_groups
     self._length = default if num_episodes is None else num_episodes
 
   def __len__(self) -> int:

@@ -12,17 +12,17 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from medflax.data.documents import ENDLESS, IMAGE, Episode, Media, Sample, Source
+from medflax.data.manifest import SPLITS
 from medflax.data.phantoms.questions import pick
-from medflax.utils import UserError, nearest
+from medflax.data.phantoms.requests import EVAL_LENGTH, check_request
+from medflax.utils import UserError
 
 HEADER = "Generate underlying data table of the figure below:"  # DePlot's instruction
 COLUMNS = ("Group", "Value")
 LABELS = tuple("ABCDEFGH")
 MAX_BARS, TOP = 4, 10  # TOP: of the axis, in steps of a value
 SCALES = (1, 10)  # what a step is worth
-SPLITS = ("train", "val", "test")
 SMALLEST = 48  # pixels a side, below which labels are no longer legible
-EVAL_LENGTH = 2048
 
 _PAPER = ((255, 255, 255), (244, 244, 248), (250, 246, 236))
 _INK = (40, 40, 46)
@@ -171,17 +171,9 @@ class Charts:
     Raises:
       UserError: for an unknown task or split, or a bad `num_shots`.
     """
-    if task not in _TASKS:
-      raise UserError(f"charts have no task {task!r}{nearest(task, _TASKS)}")
-    if split not in SPLITS:
-      raise UserError(f"charts have no split {split!r}{nearest(split, SPLITS)}")
-    low, high = (num_shots, num_shots) if isinstance(num_shots, int) else num_shots
-    if not 0 <= low <= high:
-      raise UserError(f"num_shots is {num_shots}; it must be a number ≥ 0 or a range (low, high)")
+    shots = check_request(self.name, _TASKS, task, split, num_shots)
     length = ENDLESS if split == "train" else EVAL_LENGTH
-    return ChartEpisodes(
-      self, task, split, (low, high), length if num_episodes is None else num_episodes
-    )
+    return ChartEpisodes(self, task, split, shots, length if num_episodes is None else num_episodes)
 
 
 class ChartEpisodes(Sequence[Episode]):
