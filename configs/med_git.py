@@ -69,7 +69,6 @@ def tiny(config: ConfigDict) -> None:
   """The shipped tower and its resampler, and a small stack that learns to report."""
   phantom_scale(config)
   phantom_tower(config)
-  del config.model.tower.inputs.volume
   config.trainable = "(connector|lm)/.*"
   config.data.update(dict(media_tokens=4, max_media=dict(image=4, volume=0)))
   sizes = dict(width=64, depth=4, heads=4, kv_heads=4, mlp_width=256)
