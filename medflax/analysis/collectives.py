@@ -59,7 +59,7 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
   """
   found: dict[Any, tuple[str, tuple[str, ...], float, float]] = {}
   for name, runs, _ in module.runs():
-    by_name = {instruction.name: instruction for instruction in module.computations[name]}
+    by_name = module.computations[name]
     for instruction in by_name.values():
       kind = instruction.opcode.removesuffix("-start")
       if kind not in _SENT:

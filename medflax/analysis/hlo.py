@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 BITS = {
   **{"pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16},
@@ -13,10 +14,15 @@ BITS = {
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_TAIL = re.compile(r"^\}(, \w+=.*)?$")  # kernels' attributes have lines that begin with }} too
 _NAME = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r"\bcondition=%([\w.\-]+)")
+_BODY = re.compile(r"\bbody=%([\w.\-]+)")
+_INDEX = re.compile(r"\bindex=(\d+)")
+_DIRECTION = re.compile(r"\bdirection=(\w+)")
+_COUNTS = ("s32", "u32", "s64", "u64")
 # Attributes that name computations which run where the instruction does.
 _CALLS = re.compile(
   r"\b(?:calls|body|condition|branch_computations|true_computation|false_computation)="
@@ -77,64 +83,105 @@ class Module:
   """A program of one device.
 
   Attributes:
-    computations: instructions by computation.
+    computations: instructions by name, in order, by computation.
     entry: the one that the program begins with.
   """
 
-  computations: Mapping[str, tuple[Instruction, ...]]
+  computations: Mapping[str, Mapping[str, Instruction]]
   entry: str
 
   def runs(self) -> Iterator[tuple[str, float, bool]]:
     """Each computation's name, how often it runs, and whether it is inside a fusion.
 
     A computation that is called from several places comes several times. Of a conditional all
-    branches count.
+    branches count, and the body of a loop of `uncounted` once.
     """
     todo = [(self.entry, 1.0, False)]
     while todo:
       name, times, fused = todo.pop()
       yield name, times, fused
-      for instruction in self.computations[name]:
+      for instruction in self.computations[name].values():
         inner = fused or instruction.opcode == "fusion"
-        repeated = times * (self.trips(instruction) if instruction.opcode == "while" else 1)
+        turns = self.trips(name, instruction) if instruction.opcode == "while" else 1
+        repeated = times * (1 if turns is None else turns)
         todo += [(called, repeated, inner) for called in instruction.calls]
 
-  def trips(self, loop: Instruction) -> int:
-    """How often the body of a `while` runs; 1 where the program does not say.
+  def uncounted(self) -> list[str]:
+    """The loops that do not say how often they run, by name."""
+    names = {name for name, _, fused in self.runs() if not fused}
+    each = ((name, i) for name in names for i in self.computations[name].values())
+    return sorted(i.name for name, i in each if i.opcode == "while" and self.trips(name, i) is None)
 
-    TPU programs say it in the loop's condition alone: the counter, from 0, is below a constant,
-    where a fusion may compare them.
+  def trips(self, computation: str, loop: Instruction) -> int | None:
+    """How often the body of a `while` runs; None where the program does not say.
+
+    On CPUs and GPUs it says so in as many words. On TPUs a counter, whose first value and step are
+    constants, is compared with another: the loops that XLA makes of a product and the gathering of
+    its operand count by twos.
     """
     if known := _TRIPS.search(loop.text):
       return int(known[1])
-    (condition,) = _CONDITION.findall(loop.text)
-    body = self.computations[condition]
-    fused = [i for one in body for called in one.calls for i in self.computations[called]]
-    counts = (i for i in (*body, *fused) if i.opcode == "constant" and _is_count(i))
-    limits = [int(i.operands[0]) for i in counts]
-    return max(limits, default=1)
+    (condition,), (body,) = _CONDITION.findall(loop.text), _BODY.findall(loop.text)
+    before, after = self.computations[computation].get(loop.operands[0]), self._root(body)
+    if before is None or {before.opcode, after.opcode} != {"tuple"}:
+      return None
+    match self._scalar(condition, self._root(condition).name):
+      case ("LT", ("item", place), int(limit)):
+        start = self._scalar(computation, before.operands[place])
+        match start, self._scalar(body, after.operands[place]):
+          case int(), ("add", ("item", same), int(step)) if same == place and step > 0:
+            return len(range(start, limit, step))
+    return None
 
+  def _root(self, computation: str) -> Instruction:
+    return next(i for i in self.computations[computation].values() if i.root)
 
-def _is_count(constant: Instruction) -> bool:
-  (array,) = constant.outputs
-  return array.dtype == "s32" and not array.shape
+  def _scalar(self, computation: str, name: str, arguments: Sequence[Any] = ()) -> Any:
+    """A number, `("item", place)` of the parameter, `(operation, *scalars)`; None: another thing.
+
+    Args:
+      arguments: what the parameters of a fusion are.
+    """
+    made = self.computations[computation].get(name)
+    if made is None or [array.shape for array in made.outputs] != [()]:
+      return None
+    of = lambda: [self._scalar(computation, operand, arguments) for operand in made.operands]
+    match made.opcode:
+      case "constant":
+        return int(made.operands[0]) if made.outputs[0].dtype in _COUNTS else None
+      case "parameter":
+        return arguments[int(made.operands[0])] if arguments else None
+      case "get-tuple-element":
+        return "item", *map(int, _INDEX.findall(made.text))
+      case "copy" | "bitcast":
+        return of()[0]
+      case "fusion":
+        return self._scalar(made.calls[0], self._root(made.calls[0]).name, of())
+      case "add":
+        return "add", *of()
+      case "compare":
+        return *_DIRECTION.findall(made.text), *of()
+    return None
 
 
 def parse(text: str) -> Module:
   """Reads what `compiled.as_text()` gives."""
-  computations: dict[str, list[Instruction]] = {}
+  computations: dict[str, dict[str, Instruction]] = {}
   entry, lines = "", None
   for line in text.splitlines():
     if head := _HEAD.match(line):
-      lines = computations.setdefault(head[2], [])
+      lines = computations.setdefault(head[2], {})
       entry = head[2] if head[1] else entry
-    elif line.startswith("}"):
+    elif _TAIL.match(line):
       lines = None
     elif lines is not None and (named := _NAME.match(line)):
-      lines.append(_instruction(named, line[named.end() :]))
+      lines[named[2]] = _instruction(named, line[named.end() :])
   if not entry:
     raise ValueError("this is not the text of an HLO module: it has no ENTRY computation")
-  return Module({name: tuple(body) for name, body in computations.items()}, entry)
+  for name, body in computations.items():
+    if not any(instruction.root for instruction in body.values()):
+      raise ValueError(f"the computation {name} has no ROOT: its text was not read to the end")
+  return Module(computations, entry)
 
 
 def arrays(text: str) -> tuple[Array, ...]:

@@ -23,7 +23,7 @@ def bytes_moved(module: Module) -> int | float:
   """Of one run of the program on one device."""
   traffic = _Traffic(module)
   return sum(
-    runs * sum(map(traffic.of(name), module.computations[name]))
+    runs * sum(map(traffic.of(name), module.computations[name].values()))
     for name, runs, fused in module.runs()
     if not fused
   )
@@ -34,14 +34,10 @@ class _Traffic:
 
   def __init__(self, module: Module):
     self.module = module
-    self.by_name = {
-      name: {instruction.name: instruction for instruction in body}
-      for name, body in module.computations.items()
-    }
 
   def of(self, computation: str):
     """The bytes of one run of an instruction of a computation."""
-    by_name = self.by_name[computation]
+    by_name = self.module.computations[computation]
     return lambda instruction: self._bytes(instruction, by_name)
 
   def _bytes(self, instruction: Instruction, by_name: Mapping[str, Instruction]) -> int:
@@ -67,13 +63,13 @@ class _Traffic:
 
   def _read(self, computation: str, index: int, whole: int) -> int:
     """Bytes that a fusion reads of the operand that is its parameter `index`."""
-    body = self.module.computations[computation]
+    body = self.module.computations[computation].values()
     parameter = next(i for i in body if i.opcode == "parameter" and i.operands == (str(index),))
     return min(whole, self._read_of(computation, parameter.name, whole))
 
   def _read_of(self, computation: str, name: str, whole: int) -> int:
     read = 0
-    for user in self.module.computations[computation]:
+    for user in self.module.computations[computation].values():
       if user.opcode == "parameter" or name not in user.operands:
         continue
       place = user.operands.index(name)
@@ -89,7 +85,7 @@ class _Traffic:
 
   def _written(self, computation: str, instruction: Instruction) -> int:
     """Bytes that a fusion writes: of an array that is updated in place, the part."""
-    by_name = self.by_name[computation]
+    by_name = self.module.computations[computation]
     root = next(i for i in by_name.values() if i.root)
     parts = [by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
     if len(parts) != len(instruction.outputs):
@@ -100,13 +96,13 @@ class _Traffic:
     )
 
   def _part(self, computation: str, made: Instruction) -> int:
-    by_name = self.by_name[computation]
+    by_name = self.module.computations[computation]
     while made.opcode == "bitcast" and made.operands[0] in by_name:
       made = by_name[made.operands[0]]
     if made.opcode in _UPDATES:
       return sum(array.bytes for array in by_name[made.operands[1]].outputs)
     if made.opcode == "fusion" and len(made.outputs) == 1:
-      inner = self.by_name[made.calls[0]]
+      inner = self.module.computations[made.calls[0]]
       return self._part(made.calls[0], next(i for i in inner.values() if i.root))
     return sum(array.bytes for array in made.outputs)
 

@@ -104,6 +104,7 @@ def analyse(name: str, parts: Parts, chip: Chip) -> Report:
     "compile_cpu_seconds": time.process_time() - began[1],
     "memory": memory | {"capacity": chip.hbm},
     "bytes_moved": moved,
+    "uncounted_loops": module.uncounted(),
     "collectives": [
       {"kind": c.kind, "axes": list(c.axes), "times": c.times, "bytes": c.bytes} for c in sent
     ],
@@ -171,6 +172,11 @@ def told(report: Mapping[str, Any]) -> str:
     f"  memory       peak {peak:.2f} of {capacity:.2f} GiB a chip{verdict}: {', '.join(sizes)}",
     f"  bytes moved  {_si(report['bytes_moved'])}B a chip",
   ]
+  if uncounted := report["uncounted_loops"]:
+    lines.append(
+      f"  loops        {len(uncounted)} do not say how often they run; what they move and send "
+      f"counts once: {', '.join(uncounted)}"
+    )
   for one in report["collectives"]:
     where = "+".join(one["axes"])
     lines.append(

@@ -105,25 +105,3 @@ def test_what_runs_beside_other_instructions_is_one_exchange():
   text = PROGRAM.replace("use_global_device_ids=true", "channel_id=3")
   both = text.replace("  %whole =", again + again.replace("again", "more") + "  %whole =")
   assert collectives(hlo.parse(both), MESH) == collectives(hlo.parse(text), MESH)
-
-
-def test_a_loop_that_says_how_often_in_its_condition_alone():
-  text = PROGRAM.replace(', backend_config={"known_trip_count":{"n":"10"}}', "")
-  said = text.replace("ROOT %yes = pred", "%n = s32[]{:T(128)} constant(10)\n  ROOT %yes = pred")
-  assert collectives(hlo.parse(said), MESH) == collectives(hlo.parse(PROGRAM), MESH)
-
-
-def test_a_loop_whose_condition_is_fused():
-  text = PROGRAM.replace(', backend_config={"known_trip_count":{"n":"10"}}', "")
-  compare = """%compare (i: s32[]) -> pred[] {
-  %n = s32[]{:T(128)} constant(10)
-  ROOT %less = pred[]{:T(256)} constant(true)
-}
-
-%more (state"""
-  said = text.replace("%more (state", compare)
-  said = said.replace(
-    "ROOT %yes = pred[]{:T(256)} constant(true)",
-    "ROOT %yes = pred[]{:T(256)} fusion(%state), kind=kLoop, calls=%compare",
-  )
-  assert collectives(hlo.parse(said), MESH) == collectives(hlo.parse(PROGRAM), MESH)

@@ -46,10 +46,12 @@ def test_all_programs(here, capsys, tmp_path):
   assert train["flops"]["model"] > prefill["flops"]["model"] > decode["flops"]["model"] > 0
   assert 0 < train["memory"]["peak"] < CHIPS["v5e"].hbm
   assert train["bytes_moved"] > train["memory"]["arguments"]
-  assert train["collectives"] == []
+  assert train["collectives"] == [] and train["uncounted_loops"] == []
   roofs = train["roofline"]
   assert roofs["seconds"] == max(roofs["compute"], roofs["memory"])
   assert roofs["compute"] == train["flops"]["executed"] / CHIPS["v5e"].flops
+  told = aot.told(train | {"uncounted_loops": ["while.3", "while.7"]})
+  assert "2 do not say how often they run; what they move and send counts once: while.3" in told
 
 
 def test_the_largest_batch(here, capsys, monkeypatch):
