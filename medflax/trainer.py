@@ -23,6 +23,7 @@ from medflax.data.documents import Dataset, Prompt
 from medflax.data.pipeline import train_iterator
 from medflax.data.prefetch import prefetch_to_device
 from medflax.evals import EVALUATORS, EvalContext, Evaluator
+from medflax.inference.features import FeatureStore
 from medflax.interrupt import Interrupt, Stopped
 from medflax.metric_writer import MetricWriter, Progress, Window, log_to_console
 from medflax.parallel import processes, sharding
@@ -312,6 +313,7 @@ class Run:
 
     Results that are there already, of a run that was killed later, are taken over.
     """
+    store = FeatureStore()
     for name in names:
       path = workdir_lib.results_path(self.workdir, name, step)
       if not processes.gather(path.exists())[0]:
@@ -319,7 +321,7 @@ class Run:
         # several processes it may not: the others would wait for this one.
         alone = jax.process_count() == 1
         with self.interrupt.at_once() if alone else contextlib.nullcontext():
-          self.evaluators[name].run(self.state.eval_params, step)
+          self.evaluators[name].run(self.state.eval_params, step, store)
       if jax.process_index() == 0:
         measured = json.loads(path.read_text())["metrics"]
         writer.write(step, {key: value["value"] for key, value in measured.items()})

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 from medflax.data import DATASETS
 from medflax.data.documents import IMAGE, SIGNAL, VOLUME, Dataset, Media, Prompt
 from medflax.data.tokenizer import Tokenizer
+from medflax.inference.features import FeatureStore
 from medflax.metrics.intervals import Measurement
 from medflax.parallel.sharding import put_whole
 from medflax.utils import UserError, git_hash, nearest, pick, write_atomic
@@ -54,8 +55,13 @@ class EvalContext:
 class Evaluator(Protocol):
   """Built once as `EVALUATORS[type](name, config, context)`, run at many steps."""
 
-  def run(self, params: PyTree, step: int) -> dict[str, Measurement]:
-    """Measures `params`; writes `evals/<name>/<step>/` and returns what stands there."""
+  def run(
+    self, params: PyTree, step: int, store: FeatureStore | None = None
+  ) -> dict[str, Measurement]:
+    """Measures `params`; writes `evals/<name>/<step>/` and returns what stands there.
+
+    `store` is of these `params`: features of media that evaluators before this one have shown.
+    """
     ...
 
 

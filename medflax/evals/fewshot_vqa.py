@@ -29,7 +29,7 @@ from medflax.evals.demonstrations import ChosenSupport, make_demonstrations, mak
 from medflax.evals.progress import Progress, drop
 from medflax.evals.trials import CONTROLS, Trial
 from medflax.inference.decoding import make_decoder
-from medflax.inference.features import MediaFeatures, embed_with
+from medflax.inference.features import FeatureStore, MediaFeatures, embed_with
 from medflax.metrics.intervals import Measurement
 from medflax.metrics.likelihood import LIKELIHOOD_METRICS
 from medflax.metrics.scorers import make_metrics
@@ -148,13 +148,14 @@ class FewshotVQA:
       seed=context.seed,
     )
 
-  def run(self, params: PyTree, step: int) -> dict[str, Measurement]:
+  def run(
+    self, params: PyTree, step: int, store: FeatureStore | None = None
+  ) -> dict[str, Measurement]:
     """Asks every question, scores, writes the results; see `base.Evaluator`."""
     start = time.monotonic()
     settings, notes = self.settings, []
-    features = MediaFeatures(
-      embed_with(self.context.model, params, self._answerer.put), settings.batch_size
-    )
+    embed = embed_with(self.context.model, params, self._answerer.put)
+    features = MediaFeatures(embed, settings.batch_size, store)
     support = self._support.read(lambda media: _vectors(media, features))
     notes += support.notes
     asker = Asker(

@@ -19,6 +19,7 @@ from medflax.data.documents import TARGETS, episode_document
 from medflax.data.encode import Encoded, RowShape, collate, encode_document, media_options
 from medflax.evals import base
 from medflax.inference import decode
+from medflax.inference.features import FeatureStore
 from medflax.metrics.intervals import Measurement, bootstrap
 from medflax.models.vlm import model_inputs
 from medflax.utils import pick
@@ -70,8 +71,11 @@ class Perplexity:
     base.check_task(name, self.settings.task, context.dataset)
     pick(TARGETS, self.settings.targets, f"config.evals.{name}.targets")
 
-  def run(self, params: PyTree, step: int) -> dict[str, Measurement]:
+  def run(
+    self, params: PyTree, step: int, store: FeatureStore | None = None
+  ) -> dict[str, Measurement]:
     """Scores every document, writes the results; see `base.Evaluator`."""
+    del store  # documents are read whole, their media with them
     start = time.monotonic()
     settings, context = self.settings, self.context
     episodes = context.dataset.episodes(

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 from medflax.inference.decode import fetch
 from medflax.utils import UserError
 
-MEMORY = 2**31  # bytes of features that are held; what comes later lies on disk
+MEMORY = 2**31  # bytes of features that a store holds; what comes later lies on disk
 
 # Maps a host chunk `{kind: [chunk_size, 1, …]}` to features [chunk_size, latents, d].
 Embed = Callable[[dict[str, np.ndarray]], Array]
@@ -43,25 +43,56 @@ def embed(
   return jnp.asarray(model.apply({"params": params}, media, method="embed_media"))[:, 0]
 
 
+class FeatureStore:
+  """Features on the host, by what they are of; all by one model with the same weights.
+
+  Whoever runs several evaluators on the same weights hands one to all of them, so that media which
+  several show are embedded once. With other weights there is another.
+  """
+
+  def __init__(self, *, memory: int = MEMORY):
+    """Of more than `memory` bytes the rest lies in temporary files."""
+    self._left = memory
+    self._features: dict[Hashable, Float[np.ndarray, "latents d"]] = {}
+
+  def __contains__(self, key: Hashable) -> bool:
+    return key in self._features
+
+  def __getitem__(self, key: Hashable) -> Float[np.ndarray, "latents d"]:
+    return self._features[key]
+
+  def add(self, keys: Sequence[Hashable], block: Float[np.ndarray, "n latents d"]) -> None:
+    """Keeps a copy of the features of these media."""
+    if block.nbytes <= self._left:
+      self._left -= block.nbytes
+      kept = block.copy()
+    else:
+      with tempfile.TemporaryFile(prefix="medflax-features-") as file:  # gone with its last map
+        kept = np.memmap(file, block.dtype, "w+", shape=block.shape)
+      kept[:] = block
+    self._features.update(zip(keys, kept, strict=True))
+
+
 class MediaFeatures:
   """The features of distinct media: equal arrays are embedded once, in chunks of one shape.
 
   `add` media, then `finish`, then `take`; and again. While the device embeds one chunk the host
-  fills the next.
+  fills the next. What others have put into the `store` by chunks of the same shape is taken from
+  there: which media share a chunk, and where they stand in it, changes no bit of their features.
   """
 
-  def __init__(self, embed: Embed, chunk_size: int, *, memory: int = MEMORY):
-    """Of more than `memory` bytes the rest lies in a temporary file."""
-    self._embed, self._chunk_size, self._memory = embed, chunk_size, memory
-    self._rows: dict[tuple, int] = {}  # by kind, shape, dtype and digest
-    self._waiting: dict[tuple, list[tuple[int, np.ndarray]]] = {}  # by kind, shape and dtype
-    self._running: tuple[list[int], Array] | None = None
-    self._blocks: list[np.ndarray] = []
-    self._places: dict[int, tuple[int, int]] = {}  # by row: block, and row of it
+  def __init__(self, embed: Embed, chunk_size: int, store: FeatureStore | None = None):
+    """`store` None: an own one."""
+    self._embed, self._chunk_size = embed, chunk_size
+    self._store = FeatureStore() if store is None else store
+    self._rows: dict[tuple, int] = {}  # by chunk size, kind, shape, dtype and digest
+    self._keys: list[tuple] = []  # by row
+    self._waiting: dict[tuple, list[tuple[tuple, np.ndarray]]] = {}  # by kind, shape and dtype
+    self._running: tuple[list[tuple], Array] | None = None
 
   @property
   def programs(self) -> int:
-    """How many shapes of media chunks were embedded, each a program of its own."""
+    """How many shapes of media there are, each embedded by a program of its own."""
     return len(self._waiting)
 
   def __len__(self) -> int:
@@ -70,13 +101,16 @@ class MediaFeatures:
   def add(self, array: Shaped[np.ndarray, "..."], kind: str) -> int:
     """The row of this media's features, embedding it unless an equal one was added before."""
     shape = (kind, array.shape, array.dtype.str)
-    key = (*shape, hashlib.blake2b(np.ascontiguousarray(array), digest_size=16).digest())
+    digest = hashlib.blake2b(np.ascontiguousarray(array), digest_size=16).digest()
+    key = (self._chunk_size, *shape, digest)
     if key not in self._rows:
       self._rows[key] = len(self._rows)
+      self._keys.append(key)
       waiting = self._waiting.setdefault(shape, [])
-      waiting.append((self._rows[key], array))
-      if len(waiting) == self._chunk_size:
-        self._flush(shape)
+      if key not in self._store:
+        waiting.append((key, array))
+        if len(waiting) == self._chunk_size:
+          self._flush(shape)
     return self._rows[key]
 
   def finish(self) -> None:
@@ -91,14 +125,12 @@ class MediaFeatures:
     Raises:
       KeyError: for media that were added since the last `finish`.
     """
-    places = np.array([self._places[row] if row >= 0 else (-1, 0) for row in rows.ravel().tolist()])
-    first = self._blocks[0]
-    features = np.zeros((len(places), *first.shape[1:]), first.dtype)
-    for block in np.unique(places[:, 0]).tolist():
-      if block >= 0:
-        here = places[:, 0] == block
-        features[here] = self._blocks[block][places[here, 1]]
-    return features.reshape(*rows.shape, *first.shape[1:])
+    first = self._store[self._keys[0]]
+    features = np.zeros((*rows.shape, *first.shape), first.dtype)
+    for place, row in np.ndenumerate(rows):
+      if row >= 0:
+        features[place] = self._store[self._keys[row]]
+    return features
 
   def _flush(self, shape: tuple) -> None:
     waiting = self._waiting[shape]
@@ -108,22 +140,11 @@ class MediaFeatures:
       chunk[: len(waiting), 0] = [array for _, array in waiting]
       features = self._embed({kind: chunk})
       self._fetch()
-      self._running = ([row for row, _ in waiting], features)
+      self._running = ([key for key, _ in waiting], features)
       waiting.clear()
 
   def _fetch(self) -> None:
     if self._running is not None:
-      rows, features = self._running
-      block = self._kept(fetch(features)[: len(rows)])  # the chunk may be padded
-      self._places |= {row: (len(self._blocks), place) for place, row in enumerate(rows)}
-      self._blocks.append(block)
+      keys, features = self._running
+      self._store.add(keys, fetch(features)[: len(keys)])  # the chunk may be padded
       self._running = None
-
-  def _kept(self, block: np.ndarray) -> np.ndarray:
-    """The block itself, or a copy on disk once there is too much."""
-    if sum(x.nbytes for x in self._blocks) + block.nbytes <= self._memory:
-      return block
-    with tempfile.TemporaryFile(prefix="medflax-features-") as file:  # gone with its last map
-      kept = np.memmap(file, block.dtype, "w+", shape=block.shape)
-    kept[:] = block
-    return kept

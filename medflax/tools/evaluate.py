@@ -32,6 +32,7 @@ from medflax.evals import EVALUATORS, EvalContext, Evaluator
 from medflax.evals.base import own_data
 from medflax.evals.fewshot_vqa import Settings
 from medflax.flags import Parser, add_model
+from medflax.inference.features import FeatureStore
 from medflax.loading import Loaded, load_model
 from medflax.metric_writer import log_to_console
 from medflax.report.evaluation import write_evaluation
@@ -72,9 +73,9 @@ def evaluate(
       waiting[name] = make_evaluator(loaded, name, names[name], to)
   if waiting:
     with loaded.running():
-      params = loaded.params()
+      params, store = loaded.params(), FeatureStore()
       for evaluator in waiting.values():
-        evaluator.run(params, loaded.step)
+        evaluator.run(params, loaded.step, store)
   return [*paths.values()]
 
 

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from medflax.data.documents import Episode
-from medflax.evals import EVALUATORS, progress, scoring
+from medflax.evals import EVALUATORS, fewshot_vqa, progress, scoring
 from medflax.evals.answering import Answerer
+from medflax.inference.features import FeatureStore
 from medflax.metrics.scorers import METRICS
 from medflax.utils import UserError
 
@@ -132,6 +133,39 @@ def test_shuffled_media_are_one_foreign_patients(make_context, lungs, params):
   assert all(len(predictions) == 1 for predictions in foreign.values())
   # A permutation of the patients keeps how often each class is shown.
   assert sorted(p for [p] in foreign.values()) == sorted(["left lung", "right lung", "3.5 cm"] * 2)
+
+
+def test_media_that_several_evaluators_show_are_embedded_once(
+  make_context, lungs, params, monkeypatch
+):
+  context, embedded = make_context(lungs), []
+  plain = fewshot_vqa.embed_with
+
+  def embed_with(*args):
+    def embed(media):
+      embedded.append(media["image"].any(axis=(1, 2, 3, 4)).sum())  # not the blank one
+      return plain(*args)(media)
+
+    return embed
+
+  monkeypatch.setattr(fewshot_vqa, "embed_with", embed_with)
+  evaluators = [
+    EVALUATORS["fewshot_vqa"](name, CONFIG | {"num_shots": shots}, context)
+    for name, shots in {"few": [0, 1], "many": [4]}.items()
+  ]
+
+  def results(store):
+    embedded.clear()
+    for evaluator in evaluators:
+      evaluator.run(params, 7, store())
+    paths = sorted(context.workdir.glob("evals/*/7/*.json*"))
+    return sum(embedded), [path.read_bytes() for path in paths]
+
+  shared = FeatureStore()
+  (once, together), (twice, apart) = results(lambda: shared), results(FeatureStore)
+  assert (once, twice) == (lungs.num_groups, 2 * lungs.num_groups)
+  assert len(together) == 4
+  assert together == apart
 
 
 def test_pictures_stand_where_samples_say(make_context, lungs, params):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax.core import freeze, meta
 
-from medflax.inference.features import MediaFeatures, embed
+from medflax.inference.features import FeatureStore, MediaFeatures, embed
 from medflax.models import build_model
 from medflax.utils import UserError
 
@@ -84,9 +84,9 @@ def test_embedding_by_chunks_is_embedding_by_rows(model_and_params):
 
 def test_more_media_may_follow_and_what_memory_does_not_hold_lies_on_disk():
   images = [np.full((2, 2, 1), value, np.float32) for value in range(9)]
-  held, spilled = MediaFeatures(embedder([]), 2), MediaFeatures(embedder([]), 2, memory=40)
-  taken = []
-  for features in (held, spilled):
+  stores, taken = [FeatureStore(), FeatureStore(memory=40)], []
+  for store in stores:
+    features = MediaFeatures(embedder([]), 2, store)
     for image in images[:3]:
       features.add(image, "image")
     features.finish()
@@ -96,9 +96,47 @@ def test_more_media_may_follow_and_what_memory_does_not_hold_lies_on_disk():
     assert features.add(images[0], "image") == rows[0, 0]
   np.testing.assert_array_equal(*taken)
   np.testing.assert_array_equal(taken[0][0, :, 0, 0], [4 * value for value in range(9)])
-  kinds = [isinstance(block, np.memmap) for block in spilled._blocks]
-  assert kinds == sorted(kinds)
-  assert set(kinds) == {False, True}
+  on_disk = [
+    [isinstance(row, np.memmap) for row in store._features.values()]  # in the order of `add`
+    for store in stores
+  ]
+  assert on_disk == [[False] * 9, [False] * 5 + [True] * 4]
+
+
+def test_what_is_in_the_store_is_not_embedded_again():
+  images = [np.full((2, 2, 1), value, np.float32) for value in range(6)]
+  volume = np.ones((3, 2, 2, 1), np.float32)
+  store, calls, taken = FeatureStore(), [], []
+  for shown in (images[:4], images[:0:-1]):
+    features = MediaFeatures(embedder(calls), 3, store)
+    rows = np.array([[features.add(image, "image") for image in [*shown, shown[0]]]])
+    assert rows.tolist() == [[*range(len(shown)), 0]]
+    features.finish()
+    assert features.programs == 1
+    taken.append(features.take(rows)[0, :, 0, 0].tolist())
+  assert taken == [[0, 4, 8, 12, 0], [20, 16, 12, 8, 4, 20]]
+  assert len(calls) == 3  # of 4, then of 2 images
+  other = MediaFeatures(embedder(calls), 2, store)  # other chunks are another program
+  rows = np.array([[other.add(images[0], "image"), other.add(volume, "volume")]])
+  other.finish()
+  assert other.take(rows)[0, :, 0, 0].tolist() == [0, 12]
+  assert len(calls) == 5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_bit_depends_on_what_else_is_in_a_chunk(model_and_params, dtype):
+  model, params = build_model(freeze(CONFIG | {"dtype": dtype})), model_and_params[1]
+  images, rng = IMAGES.reshape(8, 1, 8, 8, 1)[:7], np.random.default_rng(1)
+  alone = np.concatenate([embed(model, params, {"image": _chunk([image])})[:1] for image in images])
+  for _ in range(5):
+    order = rng.permutation(7)
+    together = np.asarray(embed(model, params, {"image": _chunk(images[order])}))[:7]
+    np.testing.assert_array_equal(together, alone[order])
+
+
+def _chunk(images):
+  """The images, and nothing, up to 9."""
+  return np.concatenate([images, np.zeros((9 - len(images), 1, 8, 8, 1), np.float32)])
 
 
 def test_features_tied_to_places_are_refused(model_and_params):
