@@ -9,7 +9,7 @@ from experiments.measure import Results, Row
 from medflax.metrics.intervals import Measurement
 from medflax.report import plots
 from medflax.report.comparison import STYLES
-from medflax.report.fewshot import plural, series, y_range
+from medflax.report.fewshot import plural, series, shots_chart
 from medflax.report.page import page, section, table
 
 _HEAD = (
@@ -120,14 +120,7 @@ def _scores(group: str, rows: Sequence[Row]) -> str:
     points = {row.shots: row.score for row in of_tag}
     seeds = {row.shots: row.seeds for row in of_tag if row.seeds}
     lines.append(series(tag, points, STYLES[place % len(STYLES)], seeds))
-  return plots.line_chart(
-    lines[::-1],
-    title=group,
-    x_label="examples shown (shots)",
-    y_label=group,
-    y_range=y_range(lines),
-    x_ticks=shots,
-  )
+  return shots_chart(lines[::-1], title=group, y_label=group, shots=shots)
 
 
 def _differences(group: str, rows: Sequence[Row], baseline: str) -> dict[str, str]:

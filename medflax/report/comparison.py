@@ -6,7 +6,7 @@ from typing import Any
 
 from medflax.metrics.intervals import Measurement
 from medflax.report import plots
-from medflax.report.fewshot import cell, plural, series, y_range
+from medflax.report.fewshot import cell, plural, series, shots_chart
 from medflax.report.gallery import RIGHT, WRONG, Card, gallery, script
 from medflax.report.page import page, section, text
 from medflax.report.results import IMAGE, condition_name
@@ -141,16 +141,7 @@ def _curves(rows: Sequence[Row], systems: Sequence[str]) -> str:
         lines.append(series(system, points, STYLES[place % len(STYLES)]))
     if len(shots) > 1:
       title = f"{name}: {metric.replace('_', ' ')}"
-      charts.append(
-        plots.line_chart(
-          lines[::-1],
-          title=title,
-          x_label="examples shown (shots)",
-          y_label=title,
-          y_range=y_range(lines),
-          x_ticks=shots,
-        )
-      )
+      charts.append(shots_chart(lines[::-1], title=title, y_label=title, shots=shots))
   return f'<div class="pair">{"".join(charts)}</div>' if charts else ""
 
 

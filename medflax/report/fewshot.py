@@ -111,6 +111,20 @@ def y_range(lines: Sequence[plots.Series]) -> tuple[int, int] | None:
   return (0, 1) if min(ends) >= 0 and max(ends) <= 1 else None
 
 
+def shots_chart(
+  lines: Sequence[plots.Series], *, title: str, y_label: str, shots: Sequence[int]
+) -> str:
+  """A chart of lines by the number of shots, later ones above earlier ones."""
+  return plots.line_chart(
+    lines,
+    title=title,
+    x_label="examples shown (shots)",
+    y_label=y_label,
+    y_range=y_range(lines),
+    x_ticks=shots,
+  )
+
+
 def _sentence(grid: FewShot, shots: int, score: Measurement, control: Measurement | None) -> str:
   name, metric = grid.title.split(": ")
   if grid.baselines:
@@ -143,13 +157,11 @@ def _lines(grid: FewShot) -> str:
   for condition, row in reversed(grid.values.items()):
     style, seeds = STYLES.get(condition, _OTHER), grid.seeds.get(condition)
     lines.append(series(condition_name(condition), row, style, seeds))
-  return plots.line_chart(
+  return shots_chart(
     lines,
     title=f"{grid.title} by the number of shots",
-    x_label="examples shown (shots)",
     y_label=grid.metric.replace("_", " "),
-    y_range=y_range(lines),
-    x_ticks=grid.shots,
+    shots=grid.shots,
   )
 
 
