@@ -1,10 +1,12 @@
 r"""How soon a run makes its first step, cold and warm, and how long a save holds up the loop.
 
 python benchmarks/start_up.py --workdir DIR -- --config=configs/flamingo_med.py \
-  --config.train.num_steps=30 --config.checkpoint.every=10 --config.evals='{}'
+  --config.train.num_steps=60 --config.train.log_every=10 --config.checkpoint.every=20 \
+  --config.evals='{}'
 
 The cold start compiles, and is stopped behind its first step; the warm one is the same command
-again, which goes on from there with the programs that the first has left in the workdir.
+again, which goes on from there with the programs that the first has left in the workdir. A save
+that begins before the last one is on disk waits for it: leave steps enough between them.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import os
 import pathlib
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -42,18 +45,20 @@ def start(command: list[str], workdir: pathlib.Path, *, stop: bool) -> dict[str,
 
 
 def stalls(workdir: pathlib.Path) -> dict[str, float]:
-  """Seconds of a step and of a save, medians over the windows that had one.
+  """Seconds of a step and of a save, medians over the windows without and with one.
 
-  A save is counted in the window after it.
+  A save is counted in the window after it. What the devices still compute when it begins is not
+  counted: that goes on.
   """
   rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
   rows = [row for row in rows if "train/step_seconds" in row]
-  steps = sorted(row["train/step_seconds"] for row in rows)
   every = json.loads((workdir / "config.json").read_text())["train"]["log_every"]
-  window = lambda row: row["train/step_seconds"] * every
-  saves = sorted(s for row in rows if (s := row["train/save_wait"] * window(row)) > 1e-4)
-  middle = lambda values: values[len(values) // 2] if values else float("nan")
-  return {"step": middle(steps), "save": middle(saves)}
+  saving = [row for row in rows if row["train/save_wait"] > 0]
+  steps = [row["train/step_seconds"] for row in rows if row not in saving]
+  saves = [row["train/save_wait"] * row["train/step_seconds"] * every for row in saving]
+  if not steps or not saves:
+    sys.exit("no window has a save, or all have: train.log_every < checkpoint.every < num_steps")
+  return {"step": statistics.median(steps), "save": statistics.median(saves)}
 
 
 def main() -> int:

@@ -210,6 +210,8 @@ class Run:
         if self.step % min(config.log_every, config.max_bad_steps) == 0:
           self._check_finite(int(metrics["bad_in_a_row"]))
         if last or (every and self.step % every == 0):
+          with window.spent("device"):  # the steps ahead, which hold up nothing
+            jax.block_until_ready(self.state)
           with window.spent("save"):
             self._save(checkpoints)
         self._check_interrupt()
