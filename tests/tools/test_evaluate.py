@@ -13,9 +13,13 @@ from medflax.tools.evaluate import main
 from tests import nano
 
 # Prompts of two lengths: a second program is compiled when the first answers are kept.
+# `again` shows images of `ask`, in another order, and at more steps.
 EVALS = (
   "{'ask': {'type': 'fewshot_vqa', 'every': 0, 'task': 'vqa', 'num_shots': (0, 6), 'split': 'test',"
   " 'batch_size': 4, 'decoding': {'max_new_tokens': 2}, 'num_pictured': 1},"
+  " 'again': {'type': 'fewshot_vqa', 'every': 2, 'task': 'vqa', 'num_shots': (3,), 'split': 'test',"
+  " 'batch_size': 4, 'decoding': {'max_new_tokens': 2}, 'num_pictured': 0,"
+  " 'candidates': 'choices', 'controls': ('shuffled',)},"
   " 'ppl': {'type': 'perplexity', 'every': 0, 'task': 'vqa', 'num_shots': 0, 'batch_size': 4}}"
 )
 
@@ -27,17 +31,25 @@ def workdir(tmp_path_factory):
   return nano.train(nano.config(images, evals=EVALS, train__ema="0.9"), workdir)
 
 
-def files(folder):
-  return {path.relative_to(folder): path.read_bytes() for path in folder.glob("*/6/*.json*")}
+def files(folder, pattern):
+  paths = [*folder.glob(f"{pattern}/results.json"), *folder.glob(f"{pattern}/samples.jsonl")]
+  return {path.relative_to(folder): path.read_bytes() for path in paths}
 
 
-def test_offline_results_are_the_loops(workdir, capsys):
-  before = files(workdir / "evals")
-  assert len(before) == 4
-  shutil.rmtree(workdir / "evals")
-  assert main([str(workdir)]) == 0
-  assert files(workdir / "evals") == before
+def test_offline_results_are_the_loops(workdir, tmp_path, capsys):
+  assert main([str(workdir), "--to", str(tmp_path)]) == 0
+  of_loop = files(workdir / "evals", "*/6")
+  assert len(of_loop) == 6
+  assert files(tmp_path / "evals", "*/6") == of_loop
   assert "ask/6shot/exact_match@no_image" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("step", ["4", "6"])
+def test_an_evaluator_alone_answers_as_after_others(workdir, tmp_path, step):
+  assert main([str(workdir), "--step", step, "--eval", "again", "--to", str(tmp_path)]) == 0
+  of_loop = files(workdir / "evals", f"again/{step}")
+  assert len(of_loop) == 2
+  assert files(tmp_path / "evals", f"again/{step}") == of_loop
 
 
 @pytest.mark.slow
