@@ -67,8 +67,8 @@ LAYERS = {
   ),
   "api": ("data", "evals", "inference", "loading", "parallel", "utils"),
   "trainer": (
-    *("build", "checkpoint", "config", "data", "data.pipeline", "evals", "interrupt"),
-    *("metric_writer", "optim", "parallel", "report", "selection", "speed", "summary"),
+    *("build", "checkpoint", "config", "data", "data.pipeline", "evals", "inference"),
+    *("interrupt", "metric_writer", "optim", "parallel", "report", "selection", "speed", "summary"),
     *("train_step", "utils", "workdir"),
   ),
   "flags": ("utils",),
