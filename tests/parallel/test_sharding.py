@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from medflax.parallel import sharding
@@ -19,11 +20,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def mesh():
   # An abstract mesh stands for sixteen devices that this process does not have.
-  return jax.sharding.AbstractMesh((1, 2, 2, 2, 2), sharding.AXES)
+  types = (AxisType.Auto,) * len(sharding.AXES)
+  return jax.sharding.AbstractMesh((1, 2, 2, 2, 2), sharding.AXES, axis_types=types)
+
+
+def abstract(shape, dtype=jnp.float32):
+  return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def box(names, shape):
-  return nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)
+  return nn.LogicallyPartitioned(abstract(shape), names)
 
 
 @pytest.mark.parametrize(
@@ -42,22 +48,22 @@ def test_weights_follow_the_rules_where_they_divide(mesh, names, shape, spec):
 
 
 def test_what_has_no_names_is_replicated(mesh):
-  leaf = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+  leaf = abstract((4, 4))
   made = sharding.state_shardings({"count": leaf, "w": box(("embed",), (4,))}, mesh)
   assert made["count"].spec == P()
   assert made["w"].spec == P("fsdp")
 
 
 def test_bytes_per_device(mesh):
-  tree = {"w": box(("embed", "mlp"), (8, 16)), "b": jax.ShapeDtypeStruct((3,), jnp.bfloat16)}
-  abstract = sharding.with_shardings(nn.unbox(tree), sharding.state_shardings(tree, mesh))
-  assert sharding.bytes_per_device(abstract) == 8 * 16 * 4 // 4 + 3 * 2
+  tree = {"w": box(("embed", "mlp"), (8, 16)), "b": abstract((3,), jnp.bfloat16)}
+  placed = sharding.with_shardings(nn.unbox(tree), sharding.state_shardings(tree, mesh))
+  assert sharding.bytes_per_device(placed) == 8 * 16 * 4 // 4 + 3 * 2
 
 
 def test_activations_are_split_where_they_divide(mesh):
   def spec(shape, *names):
     with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
-      traced = jax.make_jaxpr(lambda x: sharding.constrain(x, *names))(jnp.zeros(shape))
+      traced = jax.make_jaxpr(lambda x: sharding.constrain(x, *names))(abstract(shape))
     return [eqn.params["sharding"].spec for eqn in traced.eqns]
 
   assert spec((8, 6, 4), "batch", "length", "act_embed") == [P(sharding.ROWS, "sequence", None)]
@@ -71,7 +77,7 @@ def test_weights_are_gathered_for_a_product_and_their_gradients_are_not(mesh):
     return back(y)
 
   with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
-    traced = jax.make_jaxpr(both)(jnp.zeros((8, 16)))
+    traced = jax.make_jaxpr(both)(abstract((8, 16)))
   specs = [eqn.params["sharding"].spec for eqn in traced.eqns]
   assert specs == [P(None, "tensor"), P("fsdp", "tensor")]
 
@@ -80,7 +86,7 @@ def test_what_is_looked_up_is_exchanged_along_what_the_table_is_split_over(mesh)
   def specs(table, tokens):
     find = lambda *args: sharding.looked_up(*args, "vocab", "embed", dtype=jnp.bfloat16)
     with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
-      traced = jax.make_jaxpr(find)(jnp.zeros(table), jnp.zeros(tokens, jnp.int32))
+      traced = jax.make_jaxpr(find)(abstract(table), abstract(tokens, jnp.int32))
     put = [eqn for eqn in traced.eqns if eqn.primitive.name == "sharding_constraint"]
     return [eqn.params["sharding"].spec for eqn in put]
 
