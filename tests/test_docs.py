@@ -43,6 +43,7 @@ RUN = {
   "medflax.tools.lengths": "tests/tools/test_lengths.py",
   "medflax.tools.predict": "tests/tools/test_predict.py",
   "medflax.tools.prepare_data": "tests/tools/test_prepare_data.py",
+  "medflax.tools.pretrain_tower": "tests/tools/test_pretrain_tower.py",
   "medflax.tools.ratings": "tests/tools/test_ratings.py",
   "medflax.tools.train_classifier": "tests/experts/test_classifier.py",
   "experiments/collect.py": "tests/experiments/test_collect.py, tests/experiments/test_tiny.py",
@@ -179,6 +180,8 @@ def test_flags_are_known_and_configs_valid(command, monkeypatch):
   if ELLIPSIS in command.words:  # part of a command
     assert source(command)
     return
+  if "--launcher=slurm" in command.arguments:
+    pytest.importorskip("submitit", reason="an extra")
   flags = parsed(command, monkeypatch)
   pairs = split_overrides([word for word in command.arguments if word.startswith(OVERRIDE)])
   spec = getattr(flags, "config", None) or getattr(flags, "model", "") or ""
