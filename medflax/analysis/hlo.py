@@ -122,10 +122,10 @@ class Module:
     if known := _TRIPS.search(loop.text):
       return int(known[1])
     (condition,), (body,) = _CONDITION.findall(loop.text), _BODY.findall(loop.text)
-    before, after = self.computations[computation].get(loop.operands[0]), self._root(body)
+    before, after = self.computations[computation].get(loop.operands[0]), self.root(body)
     if before is None or {before.opcode, after.opcode} != {"tuple"}:
       return None
-    match self._scalar(condition, self._root(condition).name):
+    match self._scalar(condition, self.root(condition).name):
       case ("LT", ("item", place), int(limit)):
         start = self._scalar(computation, before.operands[place])
         match start, self._scalar(body, after.operands[place]):
@@ -133,7 +133,8 @@ class Module:
             return len(range(start, limit, step))
     return None
 
-  def _root(self, computation: str) -> Instruction:
+  def root(self, computation: str) -> Instruction:
+    """What a computation gives back."""
     return next(i for i in self.computations[computation].values() if i.root)
 
   def _scalar(self, computation: str, name: str, arguments: Sequence[Any] = ()) -> Any:
@@ -156,7 +157,7 @@ class Module:
       case "copy" | "bitcast":
         return of()[0]
       case "fusion":
-        return self._scalar(made.calls[0], self._root(made.calls[0]).name, of())
+        return self._scalar(made.calls[0], self.root(made.calls[0]).name, of())
       case "add":
         return "add", *of()
       case "compare":

@@ -86,7 +86,7 @@ class _Traffic:
   def _written(self, computation: str, instruction: Instruction) -> int:
     """Bytes that a fusion writes: of an array that is updated in place, the part."""
     by_name = self.module.computations[computation]
-    root = next(i for i in by_name.values() if i.root)
+    root = self.module.root(computation)
     parts = [by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
     if len(parts) != len(instruction.outputs):
       return _main(instruction.outputs)
@@ -102,8 +102,7 @@ class _Traffic:
     if made.opcode in _UPDATES:
       return sum(array.bytes for array in by_name[made.operands[1]].outputs)
     if made.opcode == "fusion" and len(made.outputs) == 1:
-      inner = self.module.computations[made.calls[0]]
-      return self._part(made.calls[0], next(i for i in inner.values() if i.root))
+      return self._part(made.calls[0], self.module.root(made.calls[0]))
     return sum(array.bytes for array in made.outputs)
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from medflax.config import with_tuples
 from medflax.data.tokenizer import Tokenizer, load_tokenizer
 from medflax.inference import decode
 from medflax.models import build_model
@@ -100,10 +101,9 @@ def load(folder: pathlib.Path, dtype: str = "float32") -> LanguageModel:
     UserError: if there is none, or no tokenizer.
   """
   number = np.dtype(pick(DTYPES, dtype, "dtype"))
-  lm = read_json(folder / CONFIG).get("lm", {})
+  lm = with_tuples(read_json(folder / CONFIG).get("lm", {}))
   if lm.get("type") != "decoder":
     raise UserError(f"{folder / CONFIG}: is not of a causal language model")
-  lm = {name: tuple(x) if isinstance(x, list) else x for name, x in lm.items()}  # to be hashed
   weights, leaves = load_weights(folder / WEIGHTS), abstract_leaves({"lm": lm})
   if {k: x.shape for k, x in weights.items()} != {k: x.shape for k, x in leaves.items()}:
     raise UserError(f"{folder}: is no model of text alone; import it without --xattn-every")
