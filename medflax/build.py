@@ -212,7 +212,7 @@ def jit_train_step(parts: Parts) -> Callable[..., tuple[TrainState, dict[str, ja
     train_step,
     model=parts.model,
     tx=parts.tx,
-    rng=jax.random.fold_in(jax.random.key(config.seed), 1),  # init took the key itself
+    seed=config.seed,
     z_loss=config.train.z_loss,
     loss_chunk=loss_chunk(config, parts.mesh),
     accumulate=config.optimizer.accumulate,

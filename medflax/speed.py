@@ -74,19 +74,19 @@ def peak_memory() -> dict[str, float]:
 
 
 class Launcher:
-  """Calls the compiled train step; warns if it is compiled again, and traces the steps asked for.
+  """Compiles the train step and calls it; warns of further programs, traces the steps asked for.
 
   Use as a context manager.
 
   Attributes:
-    recompilations: how many programs later steps than the first needed.
+    recompilations: how many programs the steps needed beyond that of `compile`.
   """
 
   def __init__(self, step_fn: Callable[..., Any], trace: Sequence[int], folder: pathlib.Path):
     """`trace`: () or the first and the last step to trace, into `folder`."""
     self._step_fn, self._folder = step_fn, folder
     self._first, self._last = trace or (0, 0)
-    self._warm, self._tracing, self._compiled = False, False, 0
+    self._tracing, self._compiled = False, 0
     self.recompilations = 0
 
   def __enter__(self) -> "Launcher":
@@ -102,6 +102,10 @@ class Launcher:
     if event == _COMPILED and threading.get_ident() == self._thread:
       self._compiled += 1
 
+  def compile(self, state: Any, batch: Any) -> None:
+    """Has the step's program ready for arguments such as these, of which nothing is read."""
+    self._step_fn.lower(state, batch).compile()
+
   def __call__(self, step: int, state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
     """Makes step number `step`."""
     if step == self._first:
@@ -110,14 +114,13 @@ class Launcher:
       self._tracing = True
     before = self._compiled
     state, metrics = self._step_fn(state, batch)
-    if self._warm and self._compiled > before:
+    if self._compiled > before:
       self.recompilations += 1
       log.warning(
         "step %d: the train step was compiled again (%d times so far): a shape or a sharding of "
         "its arguments has changed",
         *(step, self.recompilations),
       )
-    self._warm = True
     if step == self._last:
       jax.block_until_ready(metrics)
       self._stop_trace()

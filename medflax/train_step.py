@@ -142,7 +142,7 @@ def train_step(
   *,
   model: Any,
   tx: optax.GradientTransformation,
-  rng: Array,
+  seed: int,
   z_loss: float = 0.0,
   loss_chunk: int = 0,
   accumulate: int = 1,
@@ -157,6 +157,7 @@ def train_step(
   are, bit for bit, and the step is counted in `bad_steps`.
   """
   num_targets = jnp.maximum(target_weights(batch, model.shift).sum(), 1.0)
+  rng = jax.random.fold_in(jax.random.key(seed), 1)  # init took the key itself
   rng = jax.random.fold_in(rng, state.step)
 
   def loss_fn(trainable, rows, index):

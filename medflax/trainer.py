@@ -177,6 +177,8 @@ class Run:
     )
     utilisation = None  # takes another trace of the model, for which the first step does not wait
     _, shares = sharding.data_share(self.parts.mesh)
+    # Before the data's thread starts: tracing would wait for it, as both are Python.
+    launch.compile(self.state, self.parts.batch)
     with (
       launch,
       self._batches() as batches,

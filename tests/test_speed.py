@@ -20,6 +20,7 @@ def test_a_train_step_that_is_compiled_again_is_told(tmp_path, warnings):
   step_fn = jax.jit(lambda state, batch: (state + batch.sum(), {"loss": state}))
   state, batch = jnp.zeros(()), jnp.ones((2, 3))
   with speed.Launcher(step_fn, (), tmp_path) as launch:
+    launch.compile(state, jax.ShapeDtypeStruct(batch.shape, batch.dtype))
     for step in (1, 2):
       state, _ = launch(step, state, batch)
     assert launch.recompilations == 0 and not warnings()
@@ -33,6 +34,7 @@ def test_a_train_step_that_is_compiled_again_is_told(tmp_path, warnings):
 def test_steps_are_traced(tmp_path, warnings):
   step_fn = jax.jit(lambda state, batch: (state + batch, {"loss": state}))
   with speed.Launcher(step_fn, (2, 3), tmp_path / "profile") as launch:
+    launch.compile(jnp.zeros(()), jnp.ones(()))
     for step in (1, 2, 3, 4):
       launch(step, jnp.zeros(()), jnp.ones(()))
   names = {path.name for path in (tmp_path / "profile").rglob("*")}

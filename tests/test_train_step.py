@@ -53,7 +53,7 @@ def make_state(trainable=".*", ema=False):
 
 @functools.cache
 def step_fn(**options):
-  step = functools.partial(train_step, model=Toy(), tx=TX, rng=jax.random.key(1), **options)
+  step = functools.partial(train_step, model=Toy(), tx=TX, seed=1, **options)
   return jax.jit(step)
 
 

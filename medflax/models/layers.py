@@ -74,6 +74,7 @@ def stack(
     in_axes=in_axes,
     length=length,
     metadata_params={nn.PARTITION_NAME: "layers"},
+    check_constancy_invariants=False,  # for which blocks would be traced once more
   )
 
 

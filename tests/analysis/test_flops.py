@@ -90,7 +90,7 @@ def parts_of(spec, **overrides):
 def test_a_training_step_executes_what_is_counted(spec, trainable):
   """Without anything recomputed, autodiff makes exactly the products that are foretold."""
   parts = parts_of(spec, trainable=trainable)
-  step = functools.partial(train_step, model=parts.model, tx=parts.tx, rng=jax.random.key(0))
+  step = functools.partial(train_step, model=parts.model, tx=parts.tx, seed=0)
   counts = flops.training(parts.model, parts.state, parts.batch)
   assert flops.total(counts).total == flops.executed(step, parts.state, parts.batch)
 
