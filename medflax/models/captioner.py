@@ -12,6 +12,7 @@ from medflax.models import layers
 from medflax.models.attention import KeysValues
 from medflax.models.language.layer import Cache, Context, DecoderLayer, bert_fields
 from medflax.models.vision.vit import ViT
+from medflax.parallel.sharding import looked_up
 
 
 class CaptionLayer(DecoderLayer):
@@ -56,7 +57,8 @@ class TextStack(nn.Module):
       self.param(name, layers.param_init(small, axis, "embed"), (rows, self.width))
       for name, axis, rows in names
     )
-    x = jnp.take(words, tokens, axis=0) + jnp.take(places, positions, axis=0)
+    x = looked_up(words, tokens, "vocab", "embed", dtype=words.dtype)
+    x = x + looked_up(places, positions, "pos", "embed", dtype=places.dtype)
     norm = layers.layer_norm(name="embedding_norm", epsilon=self.norm_eps, dtype=self.dtype)
     x = norm(x.astype(self.dtype))
     x = x if visual is None else jnp.concatenate([visual, x], axis=1)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from medflax.models import layers
 from medflax.models.language.layer import Context, DecoderLayer, bert_fields
-from medflax.parallel.sharding import constrain
+from medflax.parallel.sharding import constrain, looked_up
 
 
 class EncoderLayer(DecoderLayer):
@@ -98,8 +98,9 @@ class Encoder(nn.Module):
     places = self.param("position", small, (self.max_positions, self.width))
     types = self.param("token_type", small, (self.token_types, self.width))
     token_types = jnp.zeros_like(tokens) if token_types is None else token_types
-    x = jnp.take(table, tokens, axis=0) + jnp.take(types, token_types, axis=0)
-    x = x + jnp.take(places, positions + self.position_offset, axis=0)
+    x = looked_up(table, tokens, "vocab", "embed", dtype=table.dtype)
+    x = x + looked_up(types, token_types, "pos", "embed", dtype=types.dtype)
+    x = x + looked_up(places, positions + self.position_offset, "pos", "embed", dtype=places.dtype)
     x = self._norm("embedding_norm")(x.astype(self.dtype))
     return constrain(x, "batch", "length", "act_embed")
 

@@ -24,6 +24,7 @@ from medflax.models.language.layer import (
   SelfAttention,
   shared_fields,
 )
+from medflax.parallel.sharding import looked_up
 
 
 def relative_buckets(
@@ -177,7 +178,8 @@ class PatchEmbedding(nn.Module):
     )
     for i, name in enumerate(("row", "column")):
       table = self.param(name, layers.param_init(small, "pos", "embed"), (self.places, self.width))
-      x = x + jnp.take(table, patches[..., i].astype(jnp.int32), axis=0).astype(self.dtype)
+      numbers = patches[..., i].astype(jnp.int32)
+      x = x + looked_up(table, numbers, "pos", "embed", dtype=self.dtype)
     return x
 
 
@@ -288,4 +290,4 @@ class EncoderDecoder(nn.Module):
     return logits.astype(jnp.float32), new
 
   def _embed(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t {self.width}"]:
-    return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+    return looked_up(self.embedding, tokens, "vocab", "embed", dtype=self.dtype)
