@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, UInt8
 from medflax.models import layers
 from medflax.models.vision.pixels import prepare
 from medflax.models.vision.pooling import MeanPool
+from medflax.parallel.sharding import constrain
 
 EXPANSION = 4  # output channels of a block for each of its inner ones
 
@@ -35,6 +36,7 @@ class StoredBatchNorm(nn.Module):
     scale, bias = leaf("scale", ones), leaf("bias", zeros)
     mean, var = (jax.lax.stop_gradient(leaf(n, i)) for n, i in (("mean", zeros), ("var", ones)))
     factor = scale * jax.lax.rsqrt(var + self.epsilon)
+    x = constrain(x, "media", None, None, None)  # behind every convolution, whose weights are split
     return ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
 
 
