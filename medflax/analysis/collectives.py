@@ -31,6 +31,9 @@ _MESH = re.compile(
 _AXIS = re.compile(r"'(\w+)'(?:=(\d+)|:\((\d+)\)(\d+))?")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
+# Slices of TPUs reach each other through their hosts: what was a collective is sent there.
+_TYPE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_SLICES = re.compile(r'_xla_megascale_target="\{([\d,]+)\}x')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +58,17 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
 
   Args:
     module: of one device.
-    mesh: sizes of the mesh's axes; its devices are numbered row by row.
+    mesh: sizes of the mesh's axes; its devices are numbered row by row, and of several slices
+      each is a part of the first axis.
   """
   found: dict[Any, tuple[str, tuple[str, ...], float, float]] = {}
   for name, runs, _ in module.runs():
     by_name = module.computations[name]
     for instruction in by_name.values():
       kind = instruction.opcode.removesuffix("-start")
+      if kind == "send" and (sends := _between_slices(instruction, by_name)):
+        written, sent = sends
+        found[name, instruction.name] = (written, (next(iter(mesh)),), runs, runs * sent)
       if kind not in _SENT:
         continue
       groups = _group(instruction, math.prod(mesh.values()))
@@ -81,6 +88,19 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
     totals[kind, axes] = (times + runs, total + sent)
   rows = [Collective(*key, *total) for key, total in totals.items()]
   return sorted(rows, key=lambda row: -row.bytes)
+
+
+def _between_slices(
+  instruction: Instruction, by_name: Mapping[str, Instruction]
+) -> tuple[str, float] | None:
+  """The kind and bytes of what a device sends to other slices; None for another transfer."""
+  kind, slices = _TYPE.search(instruction.text), _SLICES.search(instruction.text)
+  if not (kind and slices):
+    return None
+  written, n = kind[1].lower().replace("_", "-"), len(_ints(slices[1]))
+  parts = n if written == "all-gather" else 1  # counted by the result, of which this is a part
+  share = _SENT.get(written, _SENT["collective-permute"])  # what goes to one other slice, whole
+  return written, parts * _bytes(instruction, kind[0], by_name) * share(n)
 
 
 def _bytes(instruction: Instruction, kind: str, by_name: Mapping[str, Instruction]) -> int:

@@ -105,3 +105,28 @@ def test_what_runs_beside_other_instructions_is_one_exchange():
   text = PROGRAM.replace("use_global_device_ids=true", "channel_id=3")
   both = text.replace("  %whole =", again + again.replace("again", "more") + "  %whole =")
   assert collectives(hlo.parse(both), MESH) == collectives(hlo.parse(text), MESH)
+
+
+@pytest.mark.parametrize(
+  ("transfer", "kind", "sent"),
+  [
+    ("ALL_REDUCE", "all-reduce", 1024 * 2 * 3 / 4),
+    ("ALL_GATHER", "all-gather", 1024 * 3),
+    ("ONE_TO_ONE", "one-to-one", 1024),
+  ],
+)
+def test_slices_exchange_through_their_hosts(transfer, kind, sent):
+  text = f"""
+ENTRY %main (a: f32[256]) -> f32[256] {{
+  %a = f32[256]{{0}} parameter(0)
+  %first = token[] after-all()
+  %send = (f32[256]{{0}}, u32[], token[]) send(%a, %first), channel_id=2, is_host_transfer=true, \
+frontend_attributes={{_xla_megascale_target="{{1,2,3,4}}x{{0:3}}",\
+_xla_megascale_transfer_type="{transfer}"}}
+  %logged = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %other = (f32[256]{{0}}, u32[], token[]) send(%a, %first), channel_id=3, is_host_transfer=true
+  ROOT %out = f32[256]{{0}} negate(%a)
+}}
+"""
+  (found,) = collectives(hlo.parse(text), {"replica": 4, "fsdp": 4})
+  assert (found.kind, found.axes, found.times, found.bytes) == (kind, ("replica",), 1, sent)
