@@ -88,7 +88,7 @@ def test_any_number_of_processes_makes_the_same_run_and_goes_on_with_it(tmp_path
   for count in (2, 4):
     losses = multi_process.losses(runs[count])
     np.testing.assert_allclose(losses, wanted, rtol=0, atol=1e-5, err_msg=str(count))
-  assert evaluated(runs[2], "ppl")[0] == pytest.approx(evaluated(runs[1], "ppl")[0], abs=1e-5)
+  assert evaluated(runs[2], "ppl")[0] == pytest.approx(evaluated(runs[1], "ppl")[0], rel=1e-6)
   assert evaluated(runs[2], "ask") == evaluated(runs[1], "ask")
   assert len(evaluated(runs[1], "ask")[1]) > 20
 
