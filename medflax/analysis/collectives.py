@@ -32,7 +32,7 @@ _AXIS = re.compile(r"'(\w+)'(?:=(\d+)|:\((\d+)\)(\d+))?")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
 # Slices of TPUs reach each other through their hosts: what was a collective is sent there.
-_TYPE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _SLICES = re.compile(r'_xla_megascale_target="\{([\d,]+)\}x')
 
 
@@ -94,13 +94,13 @@ def _between_slices(
   instruction: Instruction, by_name: Mapping[str, Instruction]
 ) -> tuple[str, float] | None:
   """The kind and bytes of what a device sends to other slices; None for another transfer."""
-  kind, slices = _TYPE.search(instruction.text), _SLICES.search(instruction.text)
-  if not (kind and slices):
+  transfer, slices = _TRANSFER.search(instruction.text), _SLICES.search(instruction.text)
+  if not (transfer and slices):
     return None
-  written, n = kind[1].lower().replace("_", "-"), len(_ints(slices[1]))
-  parts = n if written == "all-gather" else 1  # counted by the result, of which this is a part
-  share = _SENT.get(written, _SENT["collective-permute"])  # what goes to one other slice, whole
-  return written, parts * _bytes(instruction, kind[0], by_name) * share(n)
+  kind, n = transfer[1].lower().replace("_", "-"), len(_ints(slices[1]))
+  parts = n if kind == "all-gather" else 1  # counted by the result, of which this is a part
+  share = _SENT.get(kind, _SENT["collective-permute"])  # what goes to one other slice, whole
+  return kind, parts * _bytes(instruction, instruction.opcode, by_name) * share(n)
 
 
 def _bytes(instruction: Instruction, kind: str, by_name: Mapping[str, Instruction]) -> int:
